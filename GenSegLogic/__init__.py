@@ -1,0 +1,1 @@
+"""GenSegLogic: generative segmentation of medical volumes, without Slicer and without Qt."""

@@ -1,0 +1,103 @@
+"""What a task is: a frozen dataclass of parameters, and ``run``.
+
+A task is the single source for the command line's options, the service's schema, the panel's ranges and tool tips,
+and the provenance record. Parameters are declared with :func:`parameter`, so that each carries its range and one line
+of description.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .errors import GenSegError
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .progress import Progress
+    from .results import Results
+    from .volume import Volume
+
+
+def parameter(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    unit: str = "",
+) -> Any:
+    """Declare one parameter of a task: a dataclass field with its description, range and unit.
+
+    ``default`` must be immutable; a list-valued parameter takes a tuple.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "unit": unit}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Base of all tasks. Subclasses are frozen dataclasses whose fields are made with :func:`parameter`.
+
+    Attributes of the class (not parameters):
+        name: the word used on the command line and in the service (``nodules``).
+        title: what people read (``Lung nodules``).
+        inputs: role of every input volume -> one line of help; ``image`` is always first and required, the others
+            (``lungs``, ``organ``) optional masks.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    inputs: ClassVar[Mapping[str, str]] = {"image": "the scan"}
+
+    seed: int = parameter(0, "Seed of all random numbers; the same seed gives the same result.", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Check every parameter against its range.
+
+        Raises:
+            GenSegError: naming the parameter, its value and the range allowed.
+        """
+        for field in dataclasses.fields(self):
+            check_parameter(self.name, field, getattr(self, field.name))
+
+    @classmethod
+    def parameters(cls) -> dict[str, dataclasses.Field]:
+        """Name -> field; ``field.metadata`` holds help, minimum, maximum, choices and unit."""
+        return {field.name: field for field in dataclasses.fields(cls)}
+
+    def describe(self) -> dict[str, Any]:
+        """All parameters as plain JSON values, for provenance."""
+        return dataclasses.asdict(self)
+
+    def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
+        """Estimate of the peak working memory of :meth:`run` in bytes."""
+        raise TypeError(f"{type(self).__name__} does not estimate its memory")
+
+    def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
+        """Doubts about the input, one sentence each (not CT, thick slices); empty when all is well. Fast, no models."""
+        return []
+
+    def run(self, volumes: Mapping[str, Volume], engine: Engine, progress: Progress) -> Results:
+        """Do the work. ``volumes["image"]`` is the scan. Raises GenSegError or Cancelled."""
+        raise TypeError(f"{type(self).__name__} cannot run")
+
+
+def check_parameter(task: str, field: dataclasses.Field, value: Any) -> None:
+    """Raise GenSegError if ``value`` lies outside the field's range or choices."""
+    minimum, maximum, choices = (field.metadata.get(key) for key in ("minimum", "maximum", "choices"))
+    if choices is not None and value not in choices:
+        raise GenSegError(f"{task}: {field.name} is {value!r}, but must be one of {', '.join(choices)}.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if value != value or (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        span = f"between {minimum} and {maximum}" if maximum is not None else f"at least {minimum}"
+        raise GenSegError(f"{task}: {field.name} is {value}, but must be {span}.")
+
+
+def parameter_type(task: type[Task], name: str) -> Any:
+    """The annotated type of a parameter, resolved."""
+    return typing.get_type_hints(task)[name]
