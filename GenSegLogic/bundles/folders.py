@@ -1,0 +1,125 @@
+"""Where bundles lie, and the one look-up that finds them.
+
+Bundles that ship are found beside the package, however GenSeg was installed:
+
+- a source checkout and a Slicer install have ``Resources/Bundles`` beside the folder ``GenSegLogic``
+  (in Slicer both lie in ``qt-scripted-modules``);
+- a wheel carries them inside the package, as ``GenSegLogic/_bundles``.
+
+Bundles that were fetched or imported lie in the cache folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import sys
+import uuid
+from pathlib import Path
+
+from ..errors import GenSegError
+from .bundle import METADATA_PATH, Bundle, read_bundle
+
+_PACKAGE = Path(__file__).absolute().parents[1]
+
+
+def shipped_folder() -> Path:
+    """The folder that holds the bundles which ship with this installation."""
+    packaged = _PACKAGE / "_bundles"
+    return packaged if packaged.is_dir() else _PACKAGE.parent / "Resources" / "Bundles"
+
+
+def cache_folder() -> Path:
+    """The folder for everything that was fetched or imported: ``$GENSEG_HOME``, or the platform's cache.
+
+    It may be emptied at any time. The folder need not exist.
+    """
+    chosen = os.environ.get("GENSEG_HOME")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "GenSeg"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "GenSeg"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genseg"
+
+
+def cached_bundles_folder() -> Path:
+    """The part of the cache folder that holds bundles; ``downloads`` beside it holds files that were fetched."""
+    return cache_folder() / "bundles"
+
+
+def scan_bundles() -> tuple[list[Bundle], list[str]]:
+    """All bundles by name, those that ship first, and one sentence for each that cannot be read."""
+    bundles: dict[str, Bundle] = {}
+    problems = []
+    for parent in (shipped_folder(), cached_bundles_folder()):
+        for metadata in sorted(parent.glob(f"*/{METADATA_PATH}")):
+            folder = metadata.parents[1]
+            if folder.name.startswith("."):  # a bundle that is just being written, or was left so by a crash
+                continue
+            try:
+                bundle = read_bundle(folder)
+            except GenSegError as error:
+                problems.append(str(error))
+            else:
+                bundles.setdefault(bundle.name, bundle)
+    return list(bundles.values()), problems
+
+
+def list_bundles() -> list[Bundle]:
+    """All bundles that can be used, those that ship first; unreadable ones are left out."""
+    return scan_bundles()[0]
+
+
+def find_bundle(name_or_folder: str | Path) -> Bundle:
+    """The bundle of that name, or the one in that folder.
+
+    Raises:
+        GenSegError: if there is none, saying which there are or how to fetch it.
+    """
+    bundles, problems = scan_bundles()
+    wanted = str(name_or_folder)
+    for bundle in bundles:
+        if bundle.name == wanted:
+            return bundle
+    if Path(name_or_folder).is_dir():
+        return read_bundle(Path(name_or_folder))
+    for problem in problems:
+        if wanted in problem:
+            raise GenSegError(problem)
+    raise GenSegError(_not_found(wanted, [bundle.name for bundle in bundles]))
+
+
+def _not_found(wanted: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(wanted, names, n=1)
+    if close:
+        return f"There is no bundle {wanted!r}; did you mean {close[0]!r}?"
+    known = ", ".join(names) if names else f"none, neither in {shipped_folder()} nor in {cached_bundles_folder()}"
+    return f"There is no bundle {wanted!r}; there are {known}."
+
+
+def is_shipped(bundle: Bundle) -> bool:
+    """Whether the bundle came with GenSeg."""
+    return bundle.folder.parent == shipped_folder()
+
+
+def replace_bundle(new: Path, folder: Path) -> None:
+    """Move the finished folder ``new`` to ``folder`` on the same disk; a bundle that lies there is replaced.
+
+    Raises:
+        GenSegError: if something other than a bundle lies there.
+    """
+    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+    if folder.exists():
+        if not (folder / METADATA_PATH).is_file() and any(folder.iterdir()):
+            raise GenSegError(f"{folder} holds something other than a bundle; choose another folder.")
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
