@@ -1,4 +1,4 @@
-"""Volume: voxels with the affine that places them in the patient."""
+"""Volume, and what changes its grid: resample, crop, paste."""
 
 from __future__ import annotations
 
