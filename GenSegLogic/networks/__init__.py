@@ -11,7 +11,12 @@ from ..errors import GenSegError
 if TYPE_CHECKING:
     import torch
 
-TARGETS: dict[str, str] = {}
+TARGETS: dict[str, str] = {
+    "maisi-autoencoder": "GenSegLogic.networks.maisi:autoencoder",
+    "maisi-velocity": "GenSegLogic.networks.maisi:velocity",
+    "tinyvit": "GenSegLogic.networks.tinyvit:tinyvit",
+    "resnet": "GenSegLogic.networks.resnet:resnet",
+}
 """Short name -> ``module:function`` of a builder. A bundle's ``_target_`` is one of these; nothing else is imported."""
 
 

@@ -286,7 +286,7 @@ class TinyViT(nn.Module):
         if downsample_strides is None:
             downsample_strides = [1 if step == 2 else 2 for step in range(stages - 1)]
         _check(embed_dims, depths, num_heads, window_sizes, patch_strides, downsample_strides, normalization)
-        rates = torch.linspace(0.0, drop_path_rate, sum(depths)).tolist()
+        rates = [drop_path_rate * block / max(sum(depths) - 1, 1) for block in range(sum(depths))]
 
         self.patch_embed = PatchEmbed(in_channels, embed_dims[0], patch_strides, patch_kernel, normalization)
         self.layers = nn.ModuleList()

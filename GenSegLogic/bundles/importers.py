@@ -1,0 +1,379 @@
+"""Importers: published checkpoints become bundles.
+
+A checkpoint is a pickle. It is read with torch's weights-only loader, which builds tensors, numbers and containers
+but runs no code, and is written as safetensors. Names and shapes of all weights are checked before anything is
+written. Nothing here imports torch before a checkpoint is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import GenSegError
+from .bundle import Bundle, sha256
+
+if TYPE_CHECKING:
+    import torch
+
+State = dict[str, "torch.Tensor"]
+Networks = dict[str, tuple[str, Mapping[str, Any], "torch.nn.Module"]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model that can be imported.
+
+    Attributes:
+        title: what people read.
+        files: role -> name of the file as published.
+        source: where the files come from.
+        licence: name of the weights' licence.
+        licence_text: what the bundle's LICENSE says.
+        commercial_use: whether the licence allows it; False where no licence is stated.
+        kind: the bundle's kind.
+        image: the bundle's `image` metadata: what the networks take.
+        convert: reads the files; returns the networks and further metadata.
+    """
+
+    title: str
+    files: Mapping[str, str]
+    source: str
+    licence: str
+    licence_text: str
+    commercial_use: bool
+    kind: str
+    image: Mapping[str, Any]
+    convert: Callable[[Mapping[str, Path]], tuple[Networks, dict[str, Any]]]
+
+
+def import_checkpoint(kind: str, files: Mapping[str, Path], folder: Path) -> Bundle:
+    """Convert published files into a bundle.
+
+    Args:
+        kind: one of :data:`PUBLISHED`.
+        files: role -> file, for every role of ``PUBLISHED[kind].files``.
+        folder: the new bundle's own folder; a bundle that lies there is replaced, whole or not at all.
+
+    Raises:
+        GenSegError: if the kind is unknown, a file is missing, is no checkpoint, cannot be read without running code,
+            or does not hold the weights of the published architecture.
+    """
+    if kind not in PUBLISHED:
+        raise GenSegError(f"There is no importer for {kind!r}; choose one of {', '.join(PUBLISHED)}.")
+    published = PUBLISHED[kind]
+    paths = _check_files(kind, published, files)
+    networks, metadata = published.convert(paths)
+
+    from . import write_bundle
+
+    origin = {role: {"file": path.name, "sha256": sha256(path)} for role, path in paths.items()}
+    metadata = {
+        "name": kind,
+        "kind": published.kind,
+        "task": published.title,
+        "description": f"{published.title}, converted from the published weights.",
+        "image": dict(published.image),
+        "training": {"recipe": "imported", "data": "see the source", "files": origin},
+        "licence": published.licence,
+        "commercial_use": published.commercial_use,
+        "source": published.source,
+        **metadata,
+    }
+    return write_bundle(folder, metadata, networks, _model_card(kind, published, origin), published.licence_text)
+
+
+def _check_files(kind: str, published: Published, files: Mapping[str, Path]) -> dict[str, Path]:
+    for role, name in published.files.items():
+        if role not in files:
+            raise GenSegError(f"To import {kind}, the {role}'s file {name} is needed as well; get it from "
+                              f"{published.source}.")
+        if not Path(files[role]).is_file():
+            raise GenSegError(f"{files[role]} is not a file; {kind} needs {name} from {published.source}.")
+    for role in files:
+        if role not in published.files:
+            raise GenSegError(f"{kind} has no {role}; its files are {', '.join(published.files)}.")
+    return {role: Path(files[role]) for role in published.files}
+
+
+def _model_card(kind: str, published: Published, origin: Mapping[str, Mapping[str, str]]) -> str:
+    lines = [f"- {role}: `{entry['file']}`, SHA-256 `{entry['sha256']}`" for role, entry in origin.items()]
+    commercial = "allowed" if published.commercial_use else "not allowed, or not stated"
+    return "\n".join([
+        f"# {kind}",
+        "",
+        f"{published.title}, from {published.source}.",
+        f"Licence: {published.licence}; commercial use {commercial}.",
+        "",
+        "GenSeg changed the files' form, not the weights. Converted from",
+        "",
+        *lines,
+        "",
+        "Not a medical device. Not for diagnosis.",
+        "",
+    ])
+
+
+# Reading checkpoints
+
+
+def read_checkpoint(file: Path) -> Mapping[str, Any]:
+    """Read a PyTorch checkpoint without running any code that it may hold.
+
+    Raises:
+        GenSegError: if the file is damaged, is no checkpoint, would need code, or holds something other than a dict.
+    """
+    # Importing MONAI puts its tensor class on torch's list of safe classes; a MAISI scale factor can be such a tensor.
+    import monai.data  # noqa: F401
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise GenSegError(f"{file} cannot be read: {error.strerror or error}.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle can make the reader fail in any way: index, key, unicode, zip
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise GenSegError(
+                f"{file} holds Python objects beside its weights, and reading them could run code; "
+                "get the published file that holds weights only."
+            ) from error
+        raise GenSegError(f"{file} is not a PyTorch checkpoint or is damaged; get it again.") from error
+    if not isinstance(content, Mapping):
+        raise GenSegError(f"{file} does not hold named weights; get the published checkpoint.")
+    return content
+
+
+def _state(content: Mapping[str, Any], file: Path) -> State:
+    """The weights of a checkpoint, whichever usual key they lie under, without the prefix of parallel training."""
+    import torch
+
+    for key in ("unet_state_dict", "state_dict", "model_state_dict", "model"):
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    weights = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if not weights or len(weights) < len(content):
+        raise GenSegError(f"{file} does not hold named weights; get the published checkpoint.")
+    return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def _fill(
+    target: str, arguments: Mapping[str, Any], state: State, file: Path, *, extra_allowed: bool
+) -> torch.nn.Module:
+    """The network that `target` builds, holding the weights of `state` in float32.
+
+    Raises:
+        GenSegError: naming the file and the first weight that is missing, has another shape or is too much.
+    """
+    import torch
+
+    from ..networks import build
+
+    with torch.device("meta"):  # shapes only: the weights come from the file
+        network = build(target, arguments)
+    expected = network.state_dict()
+    for name, value in expected.items():
+        # Counted in training and used by no network here; old checkpoints lack it.
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros(value.shape, dtype=value.dtype))
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise GenSegError(
+            f"{file} lacks {len(missing)} of the {len(expected)} weights of this model ({missing[0]} first); "
+            "is it the right file?"
+        )
+    for name, value in expected.items():
+        if state[name].shape != value.shape:
+            raise GenSegError(
+                f"{file} is another model's: its weight {name} has the shape {tuple(state[name].shape)}, "
+                f"not {tuple(value.shape)}."
+            )
+    extra = [name for name in state if name not in expected]
+    if extra and not extra_allowed:
+        raise GenSegError(f"{file} is another model's: it holds the weight {extra[0]}, which this model does not have.")
+    network.load_state_dict({name: state[name].to(value.dtype) for name, value in expected.items()}, assign=True)
+    return network
+
+
+# MAISI
+
+
+def _scale_factor(content: Mapping[str, Any], file: Path) -> float:
+    import torch
+
+    value = content.get("scale_factor")
+    if value is None:
+        raise GenSegError(
+            f"{file} has no scale_factor, without which its latents cannot be read; get the published checkpoint."
+        )
+    number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+    if not isinstance(number, (int, float)) or not math.isfinite(number) or number <= 0:
+        raise GenSegError(f"{file} has a scale_factor that is not a positive number; get the published checkpoint.")
+    return float(number)
+
+
+def _convert_maisi(files: Mapping[str, Path], modality: str) -> tuple[Networks, dict[str, Any]]:
+    from ..networks.maisi import CLASS_LABELS, MAISI_AUTOENCODER, MAISI_VELOCITY
+
+    content = read_checkpoint(files["velocity"])
+    if "unet_state_dict" not in content:
+        raise GenSegError(
+            f"{files['velocity']} has no unet_state_dict, so it is not a MAISI diffusion checkpoint; "
+            "were the two files exchanged?"
+        )
+    scale_factor = _scale_factor(content, files["velocity"])
+    # Names that the network lacks are passed over, as the publisher's own loader does.
+    velocity = _fill("maisi-velocity", MAISI_VELOCITY, _state(content, files["velocity"]), files["velocity"],
+                     extra_allowed=True)
+    state = _state(read_checkpoint(files["autoencoder"]), files["autoencoder"])
+    autoencoder = _fill("maisi-autoencoder", MAISI_AUTOENCODER, state, files["autoencoder"], extra_allowed=False)
+    metadata = {
+        "latent": {
+            "channels": MAISI_AUTOENCODER["latent_channels"],
+            "downsampling": 2 ** (len(MAISI_AUTOENCODER["num_channels"]) - 1),
+            "scale_factor": scale_factor,
+        },
+        "conditioning": {
+            "timesteps_per_noise_fraction": 1000,
+            "spacing_per_mm": 100,
+            "class_label": CLASS_LABELS[modality],
+            "class_labels": CLASS_LABELS,
+        },
+    }
+    networks: Networks = {
+        "autoencoder": ("maisi-autoencoder", MAISI_AUTOENCODER, autoencoder),
+        "velocity": ("maisi-velocity", MAISI_VELOCITY, velocity),
+    }
+    return networks, metadata
+
+
+def _convert_maisi_ct(files: Mapping[str, Path]) -> tuple[Networks, dict[str, Any]]:
+    return _convert_maisi(files, "ct")
+
+
+def _convert_maisi_mr(files: Mapping[str, Path]) -> tuple[Networks, dict[str, Any]]:
+    return _convert_maisi(files, "mr")
+
+
+# Encoders
+
+
+def _convert_litemedsam(files: Mapping[str, Path]) -> tuple[Networks, dict[str, Any]]:
+    from ..networks.tinyvit import LITEMEDSAM
+
+    file = files["encoder"]
+    state = _state(read_checkpoint(file), file)
+    prefix = "image_encoder."
+    if any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    # The classifier of TinyViT's own training and caches of the attention bias; the encoder does not use them.
+    state = {
+        name: value
+        for name, value in state.items()
+        if not name.startswith(("head.", "norm_head.")) and not name.endswith((".attention_bias_idxs", ".ab"))
+    }
+    encoder = _fill("tinyvit", LITEMEDSAM, state, file, extra_allowed=False)
+    return {"encoder": ("tinyvit", LITEMEDSAM, encoder)}, _encoder_format(256, 0, 64)
+
+
+_NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4", "9": "fc"}
+"""Children of torchvision's ResNet by their place in a Sequential of all of them."""
+
+
+def _torchvision_name(name: str) -> str:
+    """A ResNet weight's name in torchvision, from any of the forms in which RadImageNet's weights go round."""
+    for prefix in ("model.", "encoder.", "backbone."):
+        name = name.removeprefix(prefix)
+    child, _, rest = name.partition(".")
+    return f"{_NUMBERED.get(child, child)}.{rest}"
+
+
+def _convert_radimagenet(files: Mapping[str, Path]) -> tuple[Networks, dict[str, Any]]:
+    file = files["encoder"]
+    state = {_torchvision_name(name): value for name, value in _state(read_checkpoint(file), file).items()}
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    encoder = _fill("resnet", {}, state, file, extra_allowed=False)
+    return {"encoder": ("resnet", {}, encoder)}, _encoder_format(224, -1, 7)
+
+
+def _encoder_format(size: int, minimum: int, features: int) -> dict[str, Any]:
+    """MONAI's description of a 2D encoder that was trained on images of size x size pixels in [minimum, 1]."""
+    image = {"type": "image", "format": "magnitude", "num_channels": 3, "spatial_shape": [size, size],
+             "dtype": "float32", "value_range": [minimum, 1], "is_patch_data": False,
+             "channel_def": {"0": "slice", "1": "slice", "2": "slice"}}
+    output = {"type": "feature", "format": "features", "spatial_shape": [features, features], "dtype": "float32"}
+    return {"network_data_format": {"inputs": {"image": image}, "outputs": {"features": output}}}
+
+
+_NVIDIA_SOURCE = "https://huggingface.co/nvidia"
+
+PUBLISHED: dict[str, Published] = {
+    "maisi-rflow-ct": Published(
+        title="MAISI rectified flow for CT",
+        files={"autoencoder": "autoencoder_v1.pt", "velocity": "diff_unet_3d_rflow-ct.pt"},
+        source=f"{_NVIDIA_SOURCE}/NV-Generate-CT",
+        licence="NVIDIA Open Model License",
+        licence_text=(
+            "The weights are NVIDIA's, licensed by NVIDIA Corporation under the NVIDIA Open Model License:\n"
+            "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/\n"
+        ),
+        commercial_use=True,
+        kind="flow",
+        image={"modality": "CT", "window_hu": [-1000, 1000], "spacing_mm": None, "orientation": "RAS",
+               "grid": "maisi-ct"},
+        convert=_convert_maisi_ct,
+    ),
+    "maisi-rflow-mr": Published(
+        title="MAISI rectified flow for MR",
+        files={"autoencoder": "autoencoder_v2.pt", "velocity": "diff_unet_3d_rflow-mr.pt"},
+        source=f"{_NVIDIA_SOURCE}/NV-Generate-MR",
+        licence="NVIDIA OneWay Noncommercial License",
+        licence_text=(
+            "The weights are NVIDIA's, licensed under the NVIDIA OneWay Noncommercial License (22 March 2022):\n"
+            "https://developer.download.nvidia.com/licenses/NVIDIA-OneWay-Noncommercial-License-22Mar2022.pdf\n"
+        ),
+        commercial_use=False,
+        kind="flow",
+        # Intensities from 0 to the 99.5th percentile go to [0, 1], unclipped, in the publisher's transforms.
+        image={"modality": "MR", "window_hu": None, "window_percentiles": [0, 99.5], "spacing_mm": None,
+               "orientation": "RAS", "grid": "maisi-mr"},
+        convert=_convert_maisi_mr,
+    ),
+    "litemedsam-tinyvit": Published(
+        title="LiteMedSAM's image encoder, a TinyViT",
+        files={"encoder": "lite_medsam.pth"},
+        source="https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
+        licence="Not stated for the weights; the repository is Apache-2.0",
+        licence_text=(
+            "No licence is stated for the weights. The repository they belong to is under the Apache License 2.0:\n"
+            "https://github.com/bowang-lab/MedSAM\n"
+        ),
+        commercial_use=False,
+        kind="encoder",
+        # The longest side is scaled to 256 and each slice's intensities to [0, 1].
+        image={"modality": "any", "window_hu": None, "spacing_mm": None, "orientation": "LPS"},
+        convert=_convert_litemedsam,
+    ),
+    "radimagenet-resnet50": Published(
+        title="RadImageNet's ResNet-50 encoder",
+        files={"encoder": "ResNet50.pt"},
+        source="https://huggingface.co/Lab-Rasool/RadImageNet",
+        licence="MIT, as stated by the third party that publishes the file",
+        licence_text=(
+            "The third party that publishes this file states the MIT licence:\n"
+            "https://huggingface.co/Lab-Rasool/RadImageNet\n"
+            "RadImageNet itself gives its weights on request: https://github.com/BMEII-AI/RadImageNet\n"
+        ),
+        commercial_use=False,
+        kind="encoder",
+        # Images of 224 x 224 with intensities scaled to [-1, 1].
+        image={"modality": "any", "window_hu": None, "spacing_mm": None, "orientation": "LPS"},
+        convert=_convert_radimagenet,
+    ),
+}
+"""What can be imported: kind -> how."""
