@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .volume import Volume
@@ -68,3 +69,17 @@ class Results:
     synthetic: frozenset[str] = frozenset()
     summary: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, directory: str | Path, image: Volume | None = None) -> dict[str, Path]:
+        """Write everything into ``directory``, whole or not at all; see :func:`GenSegLogic.saving.save_results`.
+
+        Args:
+            directory: made if it is not there. Files in it that an earlier save did not write are kept.
+            image: the scan; with it comes ``overlay.png``.
+
+        Returns:
+            File name -> path of every file written.
+        """
+        from .saving import save_results
+
+        return save_results(self, Path(directory), image)

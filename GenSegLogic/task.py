@@ -77,6 +77,10 @@ class Task:
         """Estimate of the peak working memory of :meth:`run` in bytes."""
         raise TypeError(f"{type(self).__name__} does not estimate its memory")
 
+    def lighter(self) -> Task | None:
+        """The same task with a smaller working set (a smaller window), for when memory is short; None: there is none."""
+        return None
+
     def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
         """Doubts about the input, one sentence each (not CT, thick slices); empty when all is well. Fast, no models."""
         return []

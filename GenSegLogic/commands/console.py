@@ -1,0 +1,53 @@
+"""What a command says, and where: sentences and the JSON line on standard output, progress on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ..provenance import plain
+
+
+class Console:
+    """Standard output and error of one command.
+
+    Standard output holds the sentences (none with ``quiet``) and, with ``as_json``, one JSON object as its last line.
+    Standard error holds progress while it is a terminal, and the one line of a failure.
+    """
+
+    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet = quiet
+        self.as_json = as_json
+        self._shows_progress = not quiet and sys.stderr.isatty()
+        self._line_open = False
+
+    def say(self, sentence: str) -> None:
+        """Print a line for people."""
+        if not self.quiet:
+            self.clear()
+            print(sentence, flush=True)
+
+    def progress(self, fraction: float, message: str) -> None:
+        """A :data:`GenSegLogic.progress.Progress`: one line that is written over, on terminals only."""
+        if self._shows_progress:
+            self._line_open = True
+            print(f"\r\x1b[2K{100 * fraction:3.0f} %  {message}"[:110], end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Wipe the progress line."""
+        if self._line_open:
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            self._line_open = False
+
+    def result(self, result: Mapping[str, Any]) -> None:
+        """Print the JSON line, if it was asked for."""
+        self.clear()
+        if self.as_json:
+            print(json.dumps(plain(result), allow_nan=False), flush=True)
+
+    def fail(self, message: str) -> None:
+        """Print the one line of a failure on standard error."""
+        self.clear()
+        print(f"genseg: {' '.join(message.split())}", file=sys.stderr, flush=True)

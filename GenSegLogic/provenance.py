@@ -1,0 +1,88 @@
+"""The record of how a result was made: enough to make it again, and to know whether it has been made already."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .task import Task
+from .volume import Volume
+
+FILE_NAME = "provenance.json"
+NOTICE = "Research software; not for clinical use."
+
+
+def describe_volume(volume: Volume) -> dict[str, Any]:
+    """Name, grid and the SHA-256 of the voxels: what identifies an input."""
+    voxels = np.ascontiguousarray(volume.voxels)
+    return {
+        "name": volume.name,
+        "shape_kji": list(voxels.shape),
+        "affine_ijk_to_lps_mm": np.asarray(volume.affine, float).tolist(),
+        "voxel_type": str(voxels.dtype),
+        "sha256": hashlib.sha256(voxels.data.cast("B")).hexdigest(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape the numbers; those that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "monai", "numpy", "SimpleITK"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def record(task: Task, volumes: Mapping[str, Volume]) -> dict[str, Any]:
+    """What is known before a task runs; the engine adds bundles, device, precision, times and messages."""
+    return {
+        "genseg": __version__,
+        "notice": NOTICE,
+        "task": task.name,
+        "parameters": plain(task.describe()),
+        "seed": task.seed,
+        "inputs": {role: describe_volume(volume) for role, volume in volumes.items()},
+        "versions": versions(),
+    }
+
+
+def read(directory: Path) -> dict[str, Any] | None:
+    """The record in ``directory``; None when there is none, or none that can be read."""
+    try:
+        found = json.loads((Path(directory) / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def same_request(found: Mapping[str, Any] | None, task: Task) -> bool:
+    """Whether ``found`` records this task with these parameters, made by this version of GenSeg."""
+    if found is None or found.get("genseg") != __version__ or found.get("task") != task.name:
+        return False
+    return found.get("parameters") == plain(task.describe())
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: arrays and tuples as lists, numpy scalars as numbers, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return str(value)
