@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ..errors import GenSegError
 from .bundle import METADATA_PATH, Bundle, read_bundle
+from .registry import read_registry
 
 _PACKAGE = Path(__file__).absolute().parents[1]
 
@@ -46,14 +47,19 @@ def cache_folder() -> Path:
 
 
 def cached_bundles_folder() -> Path:
-    """The part of the cache folder that holds bundles; ``downloads`` beside it holds files that were fetched."""
+    """The part of the cache folder that holds bundles."""
     return cache_folder() / "bundles"
 
 
-def scan_bundles() -> tuple[list[Bundle], list[str]]:
-    """All bundles by name, those that ship first, and one sentence for each that cannot be read."""
+def fetched_folder() -> Path:
+    """The part of the cache folder that holds files as their publishers offer them, a folder for each name."""
+    return cache_folder() / "fetched"
+
+
+def scan_bundles() -> tuple[list[Bundle], dict[Path, str]]:
+    """All bundles, those that ship first, and folder -> one sentence for each that cannot be read."""
     bundles: dict[str, Bundle] = {}
-    problems = []
+    problems = {}
     for parent in (shipped_folder(), cached_bundles_folder()):
         for metadata in sorted(parent.glob(f"*/{METADATA_PATH}")):
             folder = metadata.parents[1]
@@ -62,7 +68,7 @@ def scan_bundles() -> tuple[list[Bundle], list[str]]:
             try:
                 bundle = read_bundle(folder)
             except GenSegError as error:
-                problems.append(str(error))
+                problems[folder] = str(error)
             else:
                 bundles.setdefault(bundle.name, bundle)
     return list(bundles.values()), problems
@@ -86,13 +92,15 @@ def find_bundle(name_or_folder: str | Path) -> Bundle:
             return bundle
     if Path(name_or_folder).is_dir():
         return read_bundle(Path(name_or_folder))
-    for problem in problems:
-        if wanted in problem:
+    for folder, problem in problems.items():
+        if folder.name == wanted:
             raise GenSegError(problem)
     raise GenSegError(_not_found(wanted, [bundle.name for bundle in bundles]))
 
 
 def _not_found(wanted: str, names: list[str]) -> str:
+    if wanted in read_registry():
+        return f"The bundle {wanted} is not here; 'genseg bundles show {wanted}' says how to get it."
     close = difflib.get_close_matches(wanted, names, n=1)
     if close:
         return f"There is no bundle {wanted!r}; did you mean {close[0]!r}?"
@@ -102,7 +110,7 @@ def _not_found(wanted: str, names: list[str]) -> str:
 
 def is_shipped(bundle: Bundle) -> bool:
     """Whether the bundle came with GenSeg."""
-    return bundle.folder.parent == shipped_folder()
+    return bundle.folder.resolve().parent == shipped_folder().resolve()
 
 
 def replace_bundle(new: Path, folder: Path) -> None:
@@ -112,14 +120,14 @@ def replace_bundle(new: Path, folder: Path) -> None:
         GenSegError: if something other than a bundle lies there.
     """
     old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-    if folder.exists():
-        if not (folder / METADATA_PATH).is_file() and any(folder.iterdir()):
-            raise GenSegError(f"{folder} holds something other than a bundle; choose another folder.")
-        os.replace(folder, old)
+    if folder.exists() and not (folder / METADATA_PATH).is_file() and any(folder.iterdir()):
+        raise GenSegError(f"{folder} holds something other than a bundle; choose another folder.")
     try:
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(new, folder)
-    except OSError:
+    except OSError as error:
         if old.exists():
             os.replace(old, folder)
-        raise
+        raise GenSegError(f"{folder} cannot be written: {error.strerror}; close what uses it.") from error
     shutil.rmtree(old, ignore_errors=True)

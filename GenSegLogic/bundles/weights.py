@@ -113,6 +113,8 @@ def write_bundle(
         _write_files(partial, networks, readme, licence)
         _write_metadata(partial, {"name": folder.name, **metadata})
         replace_bundle(partial, folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise GenSegError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return read_bundle(folder)

@@ -11,12 +11,13 @@ from ..bundles import Bundle, cache_folder, find_bundle, is_shipped
 from ..bundles.bundle import METADATA_PATH
 from ..bundles.folders import scan_bundles, shipped_folder
 from ..bundles.install import (
-    cached_names,
+    cached_folders,
     fetch_published,
     folder_bytes,
     import_bundle,
     import_published,
     remove,
+    remove_folders,
 )
 from ..bundles.registry import Published, find_published, read_registry
 from ..errors import GenSegError
@@ -66,18 +67,18 @@ def _list(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
                     f"{bundle.metadata['licence']}")
     if not bundles:
         console.say("  none")
-    for problem in problems:
+    for problem in problems.values():
         console.say(f"  unreadable: {problem}")
     console.say("Published, not here (fetch or import):")
     for entry in published:
         console.say(f"  {entry.name:24}{_published_size(entry):>10}  {entry.licence} ({_commercial(entry)})")
-    cached = folder_bytes(cache_folder())
+    cached = sum(folder_bytes(folder) for folder in cached_folders())
     console.say(f"Bundles that ship: {shipped_folder()}")
     console.say(f"Cache folder: {cache_folder()} ({_size(cached)}); 'genseg bundles remove --all' empties it.")
     return {
         "bundles": [_summary(bundle) for bundle in bundles],
         "published": [_published_summary(entry) for entry in published],
-        "problems": problems,
+        "problems": list(problems.values()),
         "shipped_folder": str(shipped_folder()),
         "cache_folder": str(cache_folder()),
         "cache_bytes": cached,
@@ -119,28 +120,27 @@ def _show_published(published: Published, console: Console) -> dict[str, Any]:
 
 
 def _fetch(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    if arguments.name not in read_registry() and _is_here(arguments.name):
-        console.say(f"{arguments.name} is here already.")
-        return _summary(find_bundle(arguments.name)) | {"messages": []}
-    bundle, folder, messages = fetch_published(arguments.name, console.progress)
+    if _is_here(arguments.name):
+        bundle = find_bundle(arguments.name)
+        if _problem(bundle) is None:
+            console.say(f"{bundle.name} is here already, in {bundle.folder}, and intact.")
+            return _summary(bundle) | {"messages": []}
+    fetched, folder, messages = fetch_published(arguments.name, console.progress)
     for message in messages:
         console.say(message)
     console.say(f"{arguments.name} is in {folder}.")
-    summary = _summary(bundle) if bundle else {"name": arguments.name, "folder": str(folder)}
+    summary = _summary(fetched) if fetched else {"name": arguments.name, "folder": str(folder)}
     return summary | {"messages": messages}
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    bundles, problems = scan_bundles()
+    bundles, unreadable = scan_bundles()
+    problems = list(unreadable.values())
     if arguments.names:
         bundles, problems = [find_bundle(name) for name in arguments.names], []
     rows = []
     for bundle in bundles:
-        try:
-            bundle.verify()
-            problem = None
-        except GenSegError as error:
-            problem = str(error)
+        problem = _problem(bundle)
         rows.append({"name": bundle.name, "folder": str(bundle.folder), "intact": problem is None, "problem": problem})
         console.say(problem or f"{bundle.name}: all {len(bundle.metadata['files']) + 1} files are intact.")
     for problem in problems:
@@ -149,13 +149,23 @@ def _verify(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {"bundles": rows, "problems": problems, "failed": failed}
 
 
+def _problem(bundle: Bundle) -> str | None:
+    """What :meth:`Bundle.verify` finds, None if all is well."""
+    try:
+        bundle.verify()
+    except GenSegError as error:
+        return str(error)
+    return None
+
+
 def _import(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     paths: list[Path] = arguments.paths
     for path in paths:
         if not path.exists():
             raise GenSegError(f"{path} does not exist; give a bundle or checkpoint files.")
     if len(paths) == 1 and arguments.kind is None and _looks_like_bundle(paths[0]):
-        bundle, messages = import_bundle(paths[0], console.progress), []
+        messages: list[str] = []
+        bundle = import_bundle(paths[0], console.progress)
     else:
         bundle, messages = import_published(paths, arguments.kind, console.progress)
     for message in messages:
@@ -167,8 +177,10 @@ def _import(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 def _remove(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     if bool(arguments.names) == arguments.all:
         raise WrongUse("Give the names of the bundles to remove, or --all.")
-    names = cached_names() if arguments.all else arguments.names
-    removed = [entry for name in names for entry in remove(name)]
+    if arguments.all:
+        removed = remove_folders(cached_folders())
+    else:
+        removed = [entry for name in arguments.names for entry in remove(name)]
     for folder, size in removed:
         console.say(f"Removed {folder} ({_size(size)}).")
     if not removed:
