@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import GenSegError
 from .dicom import read_dicom_file, read_dicom_folder
 from .grid import SHEAR_LIMIT, Volume, shear, to_image
-from .headers import check_meta_image, check_nifti
+from .headers import check_meta_image, check_nifti_grid, check_nifti_voxels, read_nifti_header
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -161,8 +161,11 @@ def _read_file(path: Path) -> Volume:
             f"{path} has a sheared grid (its axes are not at right angles); resample it to a straight one."
         )
     repairs = []
+    bad = None
     if kind == "NiftiImageIO":
-        repairs += check_nifti(path, affine, tuple(size[::-1]))
+        header = read_nifti_header(path)
+        repairs += check_nifti_grid(path, header, affine, tuple(size[::-1]))
+        bad = check_nifti_voxels(path, header)
     elif kind == "NrrdImageIO" and "superior" not in _field(reader, "NRRD_space").lower():
         repairs.append(
             f"{path} does not say how it lies in the patient (no anatomical NRRD space), "
@@ -176,7 +179,10 @@ def _read_file(path: Path) -> Volume:
         if modality and modality != "UNKNOWN":
             metadata["modality"] = modality
     reader.SetExtractSize(size + [0] * (len(reader.GetSize()) - 3))
-    return Volume(SimpleITK.GetArrayFromImage(reader.Execute()), affine, path.name, metadata)
+    voxels = SimpleITK.GetArrayFromImage(reader.Execute())
+    if bad is not None:
+        voxels[bad.reshape(voxels.shape)] = np.nan  # back to what the file says
+    return Volume(voxels, affine, path.name, metadata)
 
 
 def _affine(reader: SimpleITK.ImageFileReader, dimension: int) -> np.ndarray:

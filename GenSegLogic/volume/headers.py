@@ -1,7 +1,8 @@
 """What ITK's readers do not check or do not tell: NIfTI's two affines, and files that end too early.
 
 ITK reads a sheared NIfTI without a word and returns the nearest rotation; it fills what is missing at the end of a
-truncated one with whatever the memory held. So the few header fields that matter are read here.
+truncated one with whatever the memory held, and makes 0 of a NaN, which in a CT is water. So the few header fields that
+matter, and the voxels' presence, are read here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import gzip
 import math
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +34,71 @@ _ELEMENT_BYTES = {
 """Bytes of MetaImage's element types; ``LONG`` is left out, since its size depends on the machine that wrote it."""
 
 
-def check_nifti(path: Path, affine: np.ndarray, shape_kji: tuple[int, ...]) -> list[str]:
-    """Compare a NIfTI-1 file's own header with what ITK made of it.
+@dataclass(frozen=True)
+class NiftiHeader:
+    """The fields of a NIfTI-1 header that place and measure the voxels.
+
+    Attributes:
+        header_path, data_path: the same file, or the ``.hdr`` and ``.img`` of a pair.
+        byte_order: ``"<"`` or ``">"``.
+        size: voxel counts along all axes.
+        datatype, bits: NIfTI's code, and bits per voxel.
+        pixdim: pixdim[0..7]; pixdim[0] is the sign of the qform's third axis.
+        offset: byte at which the voxels begin in ``data_path``.
+        qform, sform: 4x4, ijk -> RAS mm; None where the header's code says that there is none.
+    """
+
+    header_path: Path
+    data_path: Path
+    byte_order: str
+    size: tuple[int, ...]
+    datatype: int
+    bits: int
+    pixdim: np.ndarray
+    offset: int
+    qform: np.ndarray | None
+    sform: np.ndarray | None
+
+
+def read_nifti_header(path: Path) -> NiftiHeader:
+    """Read a NIfTI-1 header of either byte order, plain or gzip, one file or a pair.
+
+    Raises:
+        GenSegError: if there is none.
+    """
+    data_path = path.with_suffix(".img") if path.suffix.lower() == ".hdr" else path
+    header_path = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
+    header = _start(header_path, 348)
+    order = next((sign for sign in "<>" if header[:4] == struct.pack(sign + "i", 348)), "")
+    if not order or len(header) < 348:
+        raise GenSegError(f"{path} has no NIfTI-1 header; convert it to NRRD or NIfTI.")
+    dim = struct.unpack_from(order + "8h", header, 40)
+    pixdim = np.array(struct.unpack_from(order + "8f", header, 76))
+    qform_code, sform_code = struct.unpack_from(order + "2h", header, 252)
+    if header[344:347] not in (b"n+1", b"ni1"):  # Analyze, from before there was either
+        qform_code = sform_code = 0
+    sform = np.eye(4)
+    sform[:3] = np.reshape(struct.unpack_from(order + "12f", header, 280), (3, 4))
+    return NiftiHeader(
+        header_path=header_path,
+        data_path=data_path,
+        byte_order=order,
+        size=dim[1 : 1 + dim[0]],
+        datatype=struct.unpack_from(order + "h", header, 70)[0],
+        bits=struct.unpack_from(order + "h", header, 72)[0],
+        pixdim=pixdim,
+        offset=int(struct.unpack_from(order + "f", header, 108)[0]),
+        qform=_qform(struct.unpack_from(order + "6f", header, 256), pixdim) if qform_code > 0 else None,
+        sform=sform if sform_code > 0 else None,
+    )
+
+
+def check_nifti_grid(path: Path, header: NiftiHeader, affine: np.ndarray, shape_kji: tuple[int, ...]) -> list[str]:
+    """Compare a NIfTI-1 header with what ITK made of it.
 
     Args:
-        path: ``.nii``, ``.nii.gz`` or the ``.hdr`` or ``.img`` of a pair.
+        path: for messages.
+        header: of the file.
         affine: ijk -> LPS mm as ITK gives it.
         shape_kji: voxel counts, to measure how far two affines are apart.
 
@@ -44,58 +106,77 @@ def check_nifti(path: Path, affine: np.ndarray, shape_kji: tuple[int, ...]) -> l
         sentences for the user about what is doubtful.
 
     Raises:
-        GenSegError: if the file is truncated, the voxel size zero, or the affine sheared or contradictory.
+        GenSegError: if the voxel size is zero, or the affine sheared or contradictory.
     """
-    data_path = path.with_suffix(".img") if path.suffix.lower() == ".hdr" else path
-    header_path = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
-    header = _start(header_path, 348)
-    order = "<" if len(header) == 348 and struct.unpack("<i", header[:4])[0] == 348 else ">"
-    if len(header) < 348 or struct.unpack(order + "i", header[:4])[0] != 348:
-        raise GenSegError(f"{path} has no NIfTI-1 header; convert it to NRRD or NIfTI.")
-    dim = struct.unpack(order + "8h", header[40:56])
-    bits = struct.unpack(order + "h", header[72:74])[0]
-    pixdim = np.array(struct.unpack(order + "8f", header[76:108]))
-    offset = struct.unpack(order + "f", header[108:112])[0]
-    is_nifti = header[344:347] in (b"n+1", b"ni1")
-
-    needed = math.prod(dim[1 : 1 + dim[0]]) * bits // 8 + (int(offset) if data_path == header_path else 0)
-    if _length(data_path) < needed:
-        raise GenSegError(f"{path} is truncated or damaged: its voxels are not all there; copy it again.")
-    if not np.isfinite(pixdim[1:4]).all() or (pixdim[1:4] == 0).any():
+    spacing = np.abs(header.pixdim[1:4])
+    if not np.isfinite(spacing).all() or (spacing == 0).any():
         raise GenSegError(f"{path} gives a voxel size of zero; correct pixdim in its header.")
-
-    qform_code, sform_code = struct.unpack(order + "2h", header[252:256]) if is_nifti else (0, 0)
-    if qform_code <= 0 and sform_code <= 0:
+    if header.sform is not None:
+        if not np.isfinite(header.sform).all() or (np.linalg.norm(header.sform[:3, :3], axis=0) == 0).any():
+            raise GenSegError(f"{path} has an sform with an axis of no length; correct its header.")
+        if shear(header.sform) > SHEAR_LIMIT:
+            raise GenSegError(
+                f"{path} has a sheared grid (its sform's axes are not at right angles); resample it to a straight one."
+            )
+    candidates = {"sform": header.sform, "qform": header.qform}
+    corners = _corners(shape_kji)
+    distances = {
+        name: _distance(to_ras @ corners, affine @ corners) for name, to_ras in candidates.items() if to_ras is not None
+    }
+    if not distances:
         return [
             f"{path} does not say how it lies in the patient (qform and sform are 0), "
             "so its position and its left and right are guesses."
         ]
-    candidates = {}
-    if sform_code > 0:
-        sform = np.eye(4)
-        sform[:3] = np.reshape(struct.unpack(order + "12f", header[280:328]), (3, 4))
-        if not np.isfinite(sform).all() or (np.linalg.norm(sform[:3, :3], axis=0) == 0).any():
-            raise GenSegError(f"{path} has an sform with an axis of no length; correct its header.")
-        if shear(sform) > SHEAR_LIMIT:
-            raise GenSegError(
-                f"{path} has a sheared grid (its sform's axes are not at right angles); resample it to a straight one."
-            )
-        candidates["sform"] = sform
-    if qform_code > 0:
-        quaternion = struct.unpack(order + "6f", header[256:280])
-        candidates["qform"] = _qform(quaternion, pixdim)
-    corners = _corners(shape_kji)
-    distances = {name: _distance(to_ras @ corners, affine @ corners) for name, to_ras in candidates.items()}
-    limit = 0.25 * float(np.abs(pixdim[1:4]).min())
-    used = next((name for name, distance in distances.items() if distance < limit), None)
-    if used is None:
+    limit = 0.25 * float(spacing.min())
+    followed = [name for name, distance in distances.items() if distance < limit]
+    if not followed:
         raise GenSegError(
             f"{path} contradicts itself about its voxel size or its axes (pixdim, qform, sform); correct its header."
         )
-    if max(distances.values()) >= limit:
-        other = "sform" if used == "qform" else "qform"
-        return [f"{path} gives two positions; its {used} was followed, as 3D Slicer does, and not its {other}."]
+    if len(followed) < len(distances):
+        return [f"{path} gives two positions, qform and sform; its {followed[0]} was followed, as 3D Slicer does."]
     return []
+
+
+def check_nifti_voxels(path: Path, header: NiftiHeader) -> np.ndarray | None:
+    """Read through a NIfTI-1 file's voxels, which ITK takes as complete, and in which it makes 0 of every NaN.
+
+    Returns:
+        which voxels are NaN or infinite (flat, in the file's order, which is that of k, j, i); None if none is.
+
+    Raises:
+        GenSegError: if the file ends before its voxels do, or its gzip stream is damaged.
+    """
+    item = {16: 4, 64: 8}.get(header.datatype)  # float32, float64
+    needed = math.prod(header.size) * header.bits // 8
+    size = header.data_path.stat().st_size
+    packed = _is_gzip(header.data_path)
+    complete = size >= header.offset + needed
+    marks: dict[int, np.ndarray] = {}
+    if packed or (complete and item):
+        done = 0
+        try:
+            with gzip.open(header.data_path) if packed else header.data_path.open("rb") as file:
+                file.read(header.offset)
+                while block := file.read(2**20):
+                    if item:
+                        count = max(0, min(len(block), needed - done)) // item
+                        finite = np.isfinite(np.frombuffer(block, f"{header.byte_order}f{item}", count))
+                        if not finite.all():
+                            marks[done // item] = ~finite
+                    done += len(block)
+            complete = done >= needed
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            complete = False
+    if not complete:
+        raise GenSegError(f"{path} is truncated or damaged: its voxels are not all there; copy it again.")
+    if not marks:
+        return None
+    bad = np.zeros(math.prod(header.size), bool)
+    for first, mark in marks.items():
+        bad[first : first + len(mark)] = mark
+    return bad
 
 
 def check_meta_image(path: Path) -> None:
@@ -138,30 +219,18 @@ def check_meta_image(path: Path) -> None:
         raise GenSegError(f"{path} is truncated: its voxels end before the size in its header; copy it again.")
 
 
-def _start(path: Path, count: int) -> bytes:
-    """The first bytes of a file, unpacked if it is gzip."""
+def _is_gzip(path: Path) -> bool:
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _start(path: Path, count: int) -> bytes:
+    """The first bytes of a file, unpacked if it is gzip; b"" if they cannot be."""
     try:
-        with gzip.open(path) if packed else path.open("rb") as file:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
             return file.read(count)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         return b""
-
-
-def _length(path: Path) -> int:
-    """Bytes in a file, unpacked if it is gzip; 0 if the gzip stream is cut short or its checksum is wrong."""
-    with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return path.stat().st_size
-    total, buffer = 0, bytearray(2**20)
-    try:
-        with gzip.open(path) as packed:
-            while count := packed.readinto(buffer):
-                total += count
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        return 0
-    return total
 
 
 def _qform(quaternion: tuple[float, ...], pixdim: np.ndarray) -> np.ndarray:

@@ -1,0 +1,388 @@
+"""Every odd file ends in a volume or in exactly one sentence that names it; never in another exception."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from GenSegLogic.errors import GenSegError
+from GenSegLogic.volume import Volume, read_volume, write_volume
+
+REAL_DATA = Path(__file__).parents[3] / "shared/realdata"
+needs_real_scans = pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real scans are not beside the repository")
+
+
+def scan() -> Volume:
+    voxels = np.random.default_rng(0).integers(-1000, 2000, (8, 20, 30)).astype(np.int16)
+    return Volume(voxels, np.diag([0.7, -0.7, 2.0, 1]), "scan")
+
+
+def refuse(path: Path, expected: str, capfd: pytest.CaptureFixture[str] | None = None) -> str:
+    """Read what must be refused; check the message's form and what it says."""
+    with pytest.raises(GenSegError) as caught:
+        read_volume(path)
+    message = str(caught.value)
+    assert_is_one_sentence(message, path)
+    assert expected in message
+    if capfd is not None:
+        assert capfd.readouterr().err == "", "the readers' own lines must not reach the user"
+    return message
+
+
+def assert_is_one_sentence(message: str, path: Path) -> None:
+    assert str(path) in message, "the message names the file"
+    assert message.endswith(".") and "\n" not in message
+    about = message.replace(str(path), "")
+    assert ". " not in about and len(about) < 900
+    assert not any(word in about for word in ("ITK", "Exception", "Traceback", "0x"))
+
+
+def nrrd(path: Path, header: str, data: bytes) -> None:
+    path.write_bytes(f"NRRD0004\n{header}endian: little\nencoding: raw\n\n".encode() + data)
+
+
+STRAIGHT = "type: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 6 5 4\n"
+
+
+def patch_nifti(path: Path, offset: int, layout: str, *values: float) -> None:
+    """Change a field in the header of an uncompressed NIfTI-1."""
+    content = bytearray(path.read_bytes())
+    content[offset : offset + struct.calcsize(layout)] = struct.pack(layout, *values)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".nii", ".nii.gz", ".mha"])
+@pytest.mark.parametrize("kept", [0, 3, 100, 0.3, 0.7, -3])
+def test_truncated_files(tmp_path: Path, extension: str, kept: float, capfd: pytest.CaptureFixture[str]) -> None:
+    whole, path = tmp_path / f"whole{extension}", tmp_path / f"cut{extension}"
+    write_volume(scan(), whole)
+    content = whole.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
+    if extension == ".nrrd" and kept == -3:  # only the checksum is missing
+        assert np.array_equal(read_volume(path).voxels, scan().voxels)
+    else:
+        refuse(path, "empty" if kept == 0 else "", capfd)
+
+
+def test_truncated_uncompressed_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    image = SimpleITK.GetImageFromArray(scan().voxels)
+    for name in ("raw.nrrd", "raw.mha", "raw.nii"):
+        SimpleITK.WriteImage(image, str(tmp_path / name))
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-100])
+        refuse(path, "truncated", capfd)
+
+
+def test_detached_voxels_missing_or_short(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(scan().voxels), str(tmp_path / "scan.mhd"))
+    raw = tmp_path / "scan.raw"
+    raw.write_bytes(raw.read_bytes()[:-100])
+    refuse(tmp_path / "scan.mhd", "truncated", capfd)
+    raw.unlink()
+    assert "scan.raw" in refuse(tmp_path / "scan.mhd", "not beside it", capfd)
+    (tmp_path / "scan.nhdr").write_text(
+        f"NRRD0004\n{STRAIGHT}space directions: (1,0,0) (0,1,0) (0,0,1)\n"
+        "endian: little\nencoding: raw\ndata file: no.raw\n"
+    )
+    refuse(tmp_path / "scan.nhdr", "", capfd)
+
+
+@pytest.mark.parametrize("name", ["text.nii.gz", "text.nrrd", "text.mha", "text.dcm", "text.nii", "text.txt", "text"])
+def test_text_under_an_images_name(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_text("This is not an image.\n" * 50)
+    refuse(tmp_path / name, "not a", capfd)
+
+
+def test_archives_and_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_volume(scan(), tmp_path / "scan.nrrd")
+    for name in ("scan.zip", "zipped.nrrd", "zipped.nii.gz"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.write(tmp_path / "scan.nrrd", "scan.nrrd")
+        refuse(tmp_path / name, "not a", capfd)
+    (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"This is not an image." * 50))
+    refuse(tmp_path / "text.nii.gz", "", capfd)
+    SimpleITK.WriteImage(SimpleITK.Image(8, 8, SimpleITK.sitkUInt8), str(tmp_path / "picture.png"))
+    refuse(tmp_path / "picture.png", "not a format", capfd)
+
+
+def test_missing_unreadable_and_empty_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(tmp_path / "missing.nrrd", "does not exist")
+    refuse(tmp_path / ("x" * 300), "")
+    (tmp_path / "empty folder").mkdir()
+    refuse(tmp_path / "empty folder", "no DICOM images")
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "report.txt").write_text("no images here")
+    write_volume(scan(), tmp_path / "documents" / "scan.nrrd")
+    refuse(tmp_path / "documents", "no DICOM images")
+
+    path = tmp_path / "locked.nrrd"
+    write_volume(scan(), path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # the superuser may read everything
+
+        def refuse_to_open(self: Path, *arguments: object, **options: object) -> None:
+            raise PermissionError(13, "Permission denied", str(self))
+
+        monkeypatch.setattr(Path, "open", refuse_to_open)
+    refuse(path, "Permission denied")
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".nii.gz", ".mha"])
+def test_what_is_not_one_scalar_volume(tmp_path: Path, extension: str, capfd: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        "4d": (SimpleITK.GetImageFromArray(np.zeros((3, 4, 5, 6), np.int16), isVector=False), "4D"),
+        "colour": (SimpleITK.GetImageFromArray(np.zeros((4, 5, 6, 3), np.uint8), isVector=True), "3 numbers per voxel"),
+        "complex": (SimpleITK.Image((6, 5, 4), SimpleITK.sitkComplexFloat32), "complex"),
+        "slice": (SimpleITK.Image((6, 5, 1), SimpleITK.sitkInt16), "single slice"),
+        "flat": (SimpleITK.Image((6, 5), SimpleITK.sitkInt16), "single slice"),
+    }
+    for name, (image, expected) in cases.items():
+        path = tmp_path / f"{name}{extension}"
+        if name == "complex" and extension != ".nii.gz":
+            continue  # those formats have no complex numbers: they write vectors
+        SimpleITK.WriteImage(image, str(path))
+        refuse(path, expected, capfd)
+
+
+def test_a_fourth_axis_of_one_is_dropped(tmp_path: Path) -> None:
+    voxels = scan().voxels
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels[None], isVector=False), str(tmp_path / "one.nrrd"))
+    assert np.array_equal(read_volume(tmp_path / "one.nrrd").voxels, voxels)
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".nii.gz", ".mha"])
+def test_voxels_that_are_not_numbers(tmp_path: Path, extension: str) -> None:
+    voxels = scan().voxels.astype(np.float32)
+    voxels[2, 3, 4], voxels[5, 6, 7], voxels[1, 1, 1] = np.nan, np.inf, -np.inf
+    path = tmp_path / f"few{extension}"
+    write_volume(Volume(voxels, np.eye(4)), path)
+    again = read_volume(path)
+    assert np.isfinite(again.voxels).all()
+    lowest = scan().voxels.min()
+    assert again.voxels[2, 3, 4] == again.voxels[5, 6, 7] == again.voxels[1, 1, 1] == lowest
+    assert (again.voxels == scan().voxels).sum() >= voxels.size - 3
+    assert "3 voxels" in again.metadata["repairs"][0] and str(path) in again.metadata["repairs"][0]
+
+    write_volume(Volume(np.full_like(voxels, np.nan), np.eye(4)), tmp_path / f"all{extension}")
+    refuse(tmp_path / f"all{extension}", "NaN")
+
+
+def test_sheared_and_degenerate_grids(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytes(240)
+    nrrd(tmp_path / "shear.nrrd", STRAIGHT + "space directions: (1,0,0) (0.3,1,0) (0,0,2)\n", data)
+    refuse(tmp_path / "shear.nrrd", "sheared", capfd)
+    nrrd(tmp_path / "zero.nrrd", STRAIGHT + "space directions: (1,0,0) (0,0,0) (0,0,2)\n", data)
+    refuse(tmp_path / "zero.nrrd", "zero", capfd)
+    nrrd(tmp_path / "flat.nrrd", STRAIGHT + "space directions: (1,0,0) (1,0,0) (0,0,2)\n", data)
+    refuse(tmp_path / "flat.nrrd", "", capfd)
+    nrrd(tmp_path / "nan.nrrd", STRAIGHT + "space directions: (1,0,0) (0,nan,0) (0,0,2)\n", data)
+    refuse(tmp_path / "nan.nrrd", "", capfd)
+    nrrd(tmp_path / "spacings.nrrd", "type: short\ndimension: 3\nsizes: 6 5 4\nspacings: 0 1 1\n", data)
+    refuse(tmp_path / "spacings.nrrd", "zero", capfd)
+    nrrd(tmp_path / "nothing.nrrd", STRAIGHT.replace("6 5 4", "6 0 4"), b"")
+    refuse(tmp_path / "nothing.nrrd", "", capfd)
+    nrrd(tmp_path / "huge.nrrd", STRAIGHT.replace("6 5 4", "90000 90000 90000"), data)
+    refuse(tmp_path / "huge.nrrd", "", capfd)
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementType = MET_SHORT\n"
+    for name, line, expected in (
+        ("shear.mha", "TransformMatrix = 1 0 0 0.3 0.95 0 0 0 1\nElementSpacing = 1 1 2\n", "sheared"),
+        ("zero.mha", "ElementSpacing = 1 0 2\n", "zero"),
+        ("word.mha", "CompressedData = True\nCompressedDataSize = many\n", "not a number"),
+    ):
+        (tmp_path / name).write_bytes(f"{header}{line}ElementDataFile = LOCAL\n".encode() + data)
+        refuse(tmp_path / name, expected, capfd)
+
+
+def write_nifti(path: Path, sform_code: int = 1, qform_code: int = 1) -> None:
+    write_volume(scan(), path)
+    patch_nifti(path, 252, "<2h", qform_code, sform_code)
+
+
+def test_nifti_that_shears_or_contradicts_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scan.nii"
+    for qform_code in (0, 1):
+        write_nifti(path, qform_code=qform_code)
+        patch_nifti(
+            path, 280, "<12f", -0.7, 0.3, 0, 0, 0, 0.7, 0, 0, 0, 0, 2, 0
+        )  # ITK would take the qform, or straighten
+        refuse(path, "sheared", capfd)
+    write_nifti(path)
+    patch_nifti(path, 280, "<12f", *[0] * 12)
+    refuse(path, "no length", capfd)
+    write_nifti(path)
+    patch_nifti(path, 80, "<f", 0)
+    refuse(path, "zero", capfd)
+    write_nifti(path, qform_code=0)
+    patch_nifti(path, 80, "<3f", 1, 1, 1)  # pixdim says 1 mm, the sform 0.7 and 2
+    refuse(path, "contradicts itself", capfd)
+
+
+def test_nifti_without_a_position_is_read_and_reported(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    write_nifti(path, 0, 0)
+    again = read_volume(path)
+    assert np.array_equal(again.voxels, scan().voxels)
+    np.testing.assert_allclose(again.spacing, (0.7, 0.7, 2), atol=1e-6)
+    assert "left and right" in again.metadata["repairs"][0]
+
+
+def test_nifti_with_two_positions_follows_slicer_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    write_nifti(path)
+    patch_nifti(path, 280 + 12, "<f", 50)  # the sform's offset along x, in RAS
+    followed = read_volume(path)
+    assert followed.affine[0, 3] == -50 and "its sform was followed" in followed.metadata["repairs"][0]
+    patch_nifti(path, 254, "<h", 2)  # an sform that is not the scanner's: ITK, hence Slicer, prefers the qform
+    followed = read_volume(path)
+    assert abs(followed.affine[0, 3]) < 1e-6 and "its qform was followed" in followed.metadata["repairs"][0]
+
+
+def test_big_endian_nifti(tmp_path: Path) -> None:
+    voxels = np.arange(60, dtype=">i2").reshape(3, 4, 5)
+    header = bytearray(352)
+    struct.pack_into(">i", header, 0, 348)
+    struct.pack_into(">8h", header, 40, 3, 5, 4, 3, 1, 1, 1, 1)
+    struct.pack_into(">2h", header, 70, 4, 16)
+    struct.pack_into(">8f", header, 76, 1, 1, 2, 3, 0, 0, 0, 0)
+    struct.pack_into(">f", header, 108, 352)
+    struct.pack_into(">2h", header, 252, 0, 1)
+    struct.pack_into(">12f", header, 280, 1, 0, 0, 7, 0, 2, 0, 8, 0, 0, 3, 9)
+    header[344:348] = b"n+1\0"
+    path = tmp_path / "big.nii"
+    path.write_bytes(bytes(header) + voxels.tobytes())
+    again = read_volume(path)
+    assert np.array_equal(again.voxels, voxels)
+    np.testing.assert_allclose(again.affine, [[-1, 0, 0, -7], [0, -2, 0, -8], [0, 0, 3, 9], [0, 0, 0, 1]])
+    assert again.metadata["repairs"] == []
+
+
+def test_nrrd_without_a_space_is_read_and_reported(tmp_path: Path) -> None:
+    nrrd(tmp_path / "plain.nrrd", "type: short\ndimension: 3\nsizes: 6 5 4\nspacings: 1 2 3\n", bytes(240))
+    again = read_volume(tmp_path / "plain.nrrd")
+    assert again.spacing.tolist() == [1, 2, 3] and "left and right" in again.metadata["repairs"][0]
+
+
+DicomChange = Callable[[SimpleITK.Image, int], None]
+
+
+def write_dicom(folder: Path, change: DicomChange, slices: int = 6, colour: bool = False) -> None:
+    """Write a series of which ``change(image, k)`` spoils every slice."""
+    folder.mkdir()
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(slices):
+        pixels = np.random.default_rng(k).integers(0, 200, (1, 16, 16, 3) if colour else (1, 16, 16))
+        image = SimpleITK.GetImageFromArray(pixels.astype(np.uint8 if colour else np.int16), isVector=colour)
+        image.SetOrigin((0, 0, 2.0 * k))
+        image.SetMetaData("0008|0016", "1.2.840.10008.5.1.4.1.1.2")
+        image.SetMetaData("0008|0018", f"1.2.3.{k + 1}")
+        image.SetMetaData("0008|0060", "CT")
+        image.SetMetaData("0020|000e", "1.2.3")
+        change(image, k)
+        writer.SetFileName(str(folder / f"{k}.dcm"))
+        writer.Execute(image)
+
+
+def missing_slice(image: SimpleITK.Image, k: int) -> None:
+    image.SetOrigin((0, 0, 2.0 * (k + (k > 2))))
+
+
+def tilted_gantry(image: SimpleITK.Image, k: int) -> None:
+    image.SetOrigin((0, 0.5 * k, 2.0 * k))
+
+
+def mixed_orientation(image: SimpleITK.Image, k: int) -> None:
+    if k == 3:
+        image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+
+
+def two_phases(image: SimpleITK.Image, k: int) -> None:
+    image.SetOrigin((0, 0, 2.0 * (k // 2)))
+
+
+def one_position(image: SimpleITK.Image, k: int) -> None:
+    image.SetOrigin((0, 0, 0))
+
+
+def one_repeated(image: SimpleITK.Image, k: int) -> None:
+    image.SetOrigin((0, 0, 2.0 * min(k, 4)))
+
+
+def nothing(image: SimpleITK.Image, k: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "slices", "colour", "expected"),
+    [
+        (missing_slice, 6, False, "unevenly spaced"),
+        (tilted_gantry, 6, False, "tilted gantry (14.0 degrees)"),
+        (mixed_orientation, 6, False, "different orientation"),
+        (two_phases, 6, False, "4D, 2 images at every position"),
+        (one_position, 6, False, "several images at one position"),
+        (one_repeated, 6, False, "several images at one position"),
+        (nothing, 1, False, "single slice"),
+        (nothing, 4, True, "colour"),
+    ],
+)
+def test_dicom_series_that_are_no_volume(
+    tmp_path: Path, change: DicomChange, slices: int, colour: bool, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_dicom(tmp_path / "series", change, slices, colour)
+    refuse(tmp_path / "series", expected, capfd)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_a_truncated_slice_is_named(tmp_path: Path, kept: float, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    last = folder / "5.dcm"  # without it the stack would still be even
+    last.write_bytes(last.read_bytes()[: int(kept * last.stat().st_size)])
+    message = refuse(folder, "truncated", capfd)
+    assert str(last) in message
+    refuse(last, "", capfd)
+    refuse(folder / "2.dcm", "single DICOM slice", capfd)
+
+
+@needs_real_scans
+def test_every_real_file_and_folder_ends_in_a_volume_or_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    files = [path for path in sorted(REAL_DATA.rglob("*")) if path.is_file()]
+    folders = {path.parent for path in files if not any(child.is_dir() for child in path.parent.iterdir())}
+    # Slices of long series are all alike.
+    paths = [path for path in files if "Dicom" not in path.parent.name and "ct_dicom" not in path.parent.name]
+    refused = {}
+    for path in [*paths, *sorted(folders)]:
+        try:
+            volume = read_volume(path)
+        except GenSegError as error:
+            assert_is_one_sentence(str(error), path)
+            refused[path.name if path.is_file() else f"{path.parent.name}/{path.name}"] = str(error)
+        else:
+            assert min(volume.shape) >= 2 and volume.voxels.dtype.kind in "iuf"
+            assert np.isfinite(volume.voxels).all() and np.isfinite(volume.affine).all()
+            for repair in volume.metadata["repairs"]:
+                assert_is_one_sentence(repair, path)
+    assert capfd.readouterr().err == ""
+    for name, expected in {
+        "shear.nii.gz": "sheared",
+        "complex.nii.gz": "complex",
+        "ct_perfusion.nii.gz": "numbers per voxel",
+        "pcasl.nii.gz": "4D",
+        "ct-patch.nrrd": "single slice",
+        "gantrytilting/001": "tilted gantry",
+        "notavolume/001": "several images at one position",
+        "sliceincrement/001": "unevenly spaced",
+        "sliceorientation/001": "different orientation",
+        "liver.dcm": "DICOM segmentation",
+    }.items():
+        assert expected in refused[name]
+    for name in ("LPS.nii.gz", "minimal.nii.gz", "low_res.nii.gz", "ras.hdr", "ct-64.nrrd", "anatomical.nii"):
+        assert name not in refused
