@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from types import FrameType
+from types import FrameType, ModuleType
 
 from . import __version__
 from .commands.console import Console
@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "bundles": "list, show, fetch, verify, import or remove models",
     "train": "train the weights of a bundle",
     "evaluate": "run a benchmark and print its table",
+    "serve": "run the engine behind HTTP, for panels and for this machine only",
     "phantom": "write a procedural scan with its exact truth",
 }
 
@@ -78,7 +79,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _module(command: str):  # noqa: ANN202 - a module with configure and run
+def _module(command: str) -> ModuleType:
     name = "run_task" if command in TASKS else command
     return importlib.import_module(f".commands.{name}", __package__)
 

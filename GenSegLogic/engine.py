@@ -53,8 +53,8 @@ class Engine:
 
     ``Engine().run(NoduleTask(steps=8), read_volume("chest.nrrd"))``
 
-    Where the memory does not suffice, it tries the task's lighter variants, then lower precision, then the CPU, and says
-    so in ``Results.messages``. Results made on the CPU with the same seed are the same to the byte.
+    Where the memory does not suffice, it tries the task's lighter variants, then lower precision, then the CPU, and
+    says so in ``Results.messages``. Results made on the CPU with the same seed are the same to the byte.
     Tasks from several threads run one after another.
     """
 
@@ -210,8 +210,8 @@ class Engine:
             # Outside the except clause: the traceback held on to every tensor of the failed attempt.
             self._evict(attempt.device, until_free=None)
         raise GenSegError(
-            f"{reason} for {task.title or task.name} on {volumes['image'].name}, at the smallest setting as well: close "
-            f"other programs, crop the scan or use a machine with more than {memory.gigabytes(need)} of free memory."
+            f"{reason} for {task.title or task.name} on {volumes['image'].name}, at the smallest setting as well: "
+            f"close other programs, crop the scan or use a machine with more than {memory.gigabytes(need)} free."
         )
 
     def _shortage(self, attempt: _Attempt, need: int) -> str:
@@ -265,7 +265,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def _gpu_problem(device: torch.device) -> str:
-    """Why the GPU cannot be used, or "". A GPU may be visible and yet too old for this build, so one sum is computed."""
+    """Why the GPU cannot be used, or "". A GPU may be there and yet too old for this build, so one sum is computed."""
     torch = _torch()
     if not torch.cuda.is_available():
         return f"PyTorch {torch.__version__} finds no CUDA GPU"
@@ -334,7 +334,7 @@ def _check_roles(task: Task, volumes: Mapping[str, Volume]) -> None:
         raise GenSegError(f"{task.name}: there is no scan; give a volume as 'image'.")
     unknown = sorted(set(volumes) - set(task.inputs))
     if unknown:
-        raise GenSegError(f"{task.name}: {unknown[0]!r} is not an input of this task; it takes {', '.join(task.inputs)}.")
+        raise GenSegError(f"{task.name}: {unknown[0]!r} is no input of this task; it takes {', '.join(task.inputs)}.")
 
 
 def _torch() -> Any:

@@ -126,9 +126,6 @@ def write_overlay(results: Results, image: Volume, path: Path) -> None:
 def display_window(image: Volume) -> tuple[float, float]:
     """Lowest and highest value shown: the bulk of the voxels, without padding such as -3024 and without metal."""
     values = image.voxels[:: max(1, image.shape[0] // 64), ::4, ::4].astype(np.float32).ravel()
-    values = values[values > values.min()]
-    if values.size == 0:
-        return 0.0, 1.0
     if image.metadata.get("modality") == "CT" or values.min() < -500:
         values = np.clip(values, -1000, 1500)
     low, high = np.percentile(values, (1, 99.5))

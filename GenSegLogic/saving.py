@@ -26,7 +26,7 @@ _NOTICE_HEADER = {"GenSeg_Notice": provenance.NOTICE}
 
 
 def save_results(results: Results, directory: Path, image: Volume | None = None) -> dict[str, Path]:
-    """Write ``<stem>.nrrd``, ``<stem>.seg.nrrd``, ``<stem>.csv``, ``overlay.png`` (with ``image``), ``provenance.json``.
+    """Write ``<stem>.nrrd``, ``<stem>.seg.nrrd``, ``<stem>.csv``, ``overlay.png`` (with ``image``) and the provenance.
 
     Everything is written into a temporary folder on the same disk and moved in when it is complete. Files of an earlier
     save that this one does not write again are removed if they are unchanged; all other files are kept.

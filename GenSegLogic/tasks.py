@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from .errors import GenSegError
 from .task import Task
@@ -24,7 +25,7 @@ def load_task(name: str) -> type[Task]:
     return load(TASKS[name])
 
 
-def load(target: str):  # noqa: ANN201 - whatever the target is
+def load(target: str) -> Any:
     """What ``module:name`` stands for. Targets come from this package's own tables, never from files.
 
     Raises:

@@ -46,6 +46,24 @@ def add_directory_option(parser: argparse.ArgumentParser, default: str | None = 
                         default=Path(default) if default else None, help=f"folder for the results{note}")
 
 
+def seed(text: str) -> int:
+    """An argparse type: a whole number from 0 up."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
 def checked_directory(path: Path) -> Path:
     """``path``, if results can go there.
 

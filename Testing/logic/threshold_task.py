@@ -23,7 +23,7 @@ COLORS = ((0.9, 0.2, 0.1), (0.1, 0.7, 0.3), (0.2, 0.4, 1.0))
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdTask(Task):
-    """Segments what is brighter than ``threshold``; ``noise`` makes it random, ``window`` is what it asks memory for."""
+    """Segments what is brighter than ``threshold``; ``noise`` makes it random, ``window`` sets its memory."""
 
     name: ClassVar[str] = "threshold"
     title: ClassVar[str] = "Threshold"

@@ -1,0 +1,34 @@
+"""``genseg train RECIPE``: make the weights of a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..tasks import load
+from .console import Console
+from .options import checked_directory, positive, seed
+
+
+def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Recipes are named in :data:`GenSegLogic.training.recipes.RECIPES`."""
+    from ..training.recipes import RECIPES
+
+    parser.add_argument("recipe", metavar="RECIPE", choices=list(RECIPES), help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("-o", "--output", metavar="DIR", type=Path,
+                        help="folder of the bundle (default: the recipe's name in the folder bundles); training that "
+                             "was interrupted goes on from what lies beside it")
+    parser.add_argument("--minutes", type=positive, default=90.0, help="how long to train at most (default 90)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default 0)")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Train, and say where the bundle is."""
+    from ..training.recipes import RECIPES
+
+    output = checked_directory(arguments.output or Path("bundles") / arguments.recipe)
+    load(RECIPES[arguments.recipe])(output, arguments.minutes, arguments.seed, console.progress)
+    console.say(f"The bundle {arguments.recipe} is in {output}.")
+    return {"recipe": arguments.recipe, "directory": output.absolute()}
