@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import GenSegError
 from .bundle import Bundle, sha256
+from .registry import Published, read_registry
 
 if TYPE_CHECKING:
     import torch
@@ -24,28 +25,16 @@ Networks = dict[str, tuple[str, Mapping[str, Any], "torch.nn.Module"]]
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published model that can be imported.
+class Importer:
+    """How published files become a bundle; their names, source and licence stand in the registry.
 
     Attributes:
-        title: what people read.
-        files: role -> name of the file as published.
-        source: where the files come from.
-        licence: name of the weights' licence.
-        licence_text: what the bundle's LICENSE says.
-        commercial_use: whether the licence allows it; False where no licence is stated.
-        kind: the bundle's kind.
-        image: the bundle's `image` metadata: what the networks take.
-        convert: reads the files; returns the networks and further metadata.
+        bundle_kind: what the bundle is for: ``flow`` or ``encoder``.
+        image: the bundle's ``image`` metadata: what the networks take.
+        convert: reads the files, by role; returns the networks and further metadata.
     """
 
-    title: str
-    files: Mapping[str, str]
-    source: str
-    licence: str
-    licence_text: str
-    commercial_use: bool
-    kind: str
+    bundle_kind: str
     image: Mapping[str, Any]
     convert: Callable[[Mapping[str, Path]], tuple[Networks, dict[str, Any]]]
 
@@ -54,63 +43,64 @@ def import_checkpoint(kind: str, files: Mapping[str, Path], folder: Path) -> Bun
     """Convert published files into a bundle.
 
     Args:
-        kind: one of :data:`PUBLISHED`.
-        files: role -> file, for every role of ``PUBLISHED[kind].files``.
-        folder: the new bundle's own folder; a bundle that lies there is replaced, whole or not at all.
+        kind: one of :data:`IMPORTERS`.
+        files: role -> file, for every needed role of the kind's entry in the registry; others are passed over.
+        folder: the new bundle's own folder, which names it; a bundle that lies there is replaced, whole or not at all.
 
     Raises:
         GenSegError: if the kind is unknown, a file is missing, is no checkpoint, cannot be read without running code,
             or does not hold the weights of the published architecture.
     """
-    if kind not in PUBLISHED:
-        raise GenSegError(f"There is no importer for {kind!r}; choose one of {', '.join(PUBLISHED)}.")
-    published = PUBLISHED[kind]
-    paths = _check_files(kind, published, files)
-    networks, metadata = published.convert(paths)
+    if kind not in IMPORTERS:
+        raise GenSegError(f"There is no importer for {kind!r}; choose one of {', '.join(IMPORTERS)}.")
+    importer = IMPORTERS[kind]
+    published = next(entry for entry in read_registry().values() if entry.importer == kind)
+    paths = _check_files(published, files)
+    networks, metadata = importer.convert(paths)
 
     from . import write_bundle
 
+    source = published.licence_url if published.hub is None else f"https://huggingface.co/{published.hub}"
     origin = {role: {"file": path.name, "sha256": sha256(path)} for role, path in paths.items()}
     metadata = {
-        "name": kind,
-        "kind": published.kind,
+        "kind": importer.bundle_kind,
         "task": published.title,
-        "description": f"{published.title}, converted from the published weights.",
-        "image": dict(published.image),
-        "training": {"recipe": "imported", "data": "see the source", "files": origin},
+        "description": f"{published.title}, converted from the published weights. {published.remarks}",
+        "image": dict(importer.image),
+        "training": {"recipe": "imported", "data": f"see {source}", "files": origin},
         "licence": published.licence,
-        "commercial_use": published.commercial_use,
-        "source": published.source,
+        "commercial_use": bool(published.commercial_use),  # where it is not stated, nobody has allowed it
+        "source": source,
         **metadata,
     }
-    return write_bundle(folder, metadata, networks, _model_card(kind, published, origin), published.licence_text)
+    licence = f"The weights are not GenSeg's. Their licence: {published.licence}.\n{published.licence_url}\n"
+    return write_bundle(folder, metadata, networks, _model_card(published, origin), licence)
 
 
-def _check_files(kind: str, published: Published, files: Mapping[str, Path]) -> dict[str, Path]:
-    for role, name in published.files.items():
-        if role not in files:
-            raise GenSegError(f"To import {kind}, the {role}'s file {name} is needed as well; get it from "
-                              f"{published.source}.")
-        if not Path(files[role]).is_file():
-            raise GenSegError(f"{files[role]} is not a file; {kind} needs {name} from {published.source}.")
-    for role in files:
-        if role not in published.files:
-            raise GenSegError(f"{kind} has no {role}; its files are {', '.join(published.files)}.")
-    return {role: Path(files[role]) for role in published.files}
+def _check_files(published: Published, files: Mapping[str, Path]) -> dict[str, Path]:
+    paths = {}
+    for file in published.needed:
+        if file.role not in files:
+            raise GenSegError(f"{published.name} needs {file.name} as well: {published.by_hand}.")
+        paths[file.role] = Path(files[file.role])
+        if not paths[file.role].is_file():
+            raise GenSegError(f"{paths[file.role]} is not a file; {published.name} needs {file.name}: "
+                              f"{published.by_hand}.")
+    return paths
 
 
-def _model_card(kind: str, published: Published, origin: Mapping[str, Mapping[str, str]]) -> str:
-    lines = [f"- {role}: `{entry['file']}`, SHA-256 `{entry['sha256']}`" for role, entry in origin.items()]
-    commercial = "allowed" if published.commercial_use else "not allowed, or not stated"
+def _model_card(published: Published, origin: Mapping[str, Mapping[str, str]]) -> str:
+    files = [f"- {role}: `{entry['file']}`, SHA-256 `{entry['sha256']}`" for role, entry in origin.items()]
     return "\n".join([
-        f"# {kind}",
+        f"# {published.title}",
         "",
-        f"{published.title}, from {published.source}.",
-        f"Licence: {published.licence}; commercial use {commercial}.",
+        published.licence_sentence,
         "",
         "GenSeg changed the files' form, not the weights. Converted from",
         "",
-        *lines,
+        *files,
+        "",
+        published.remarks,
         "",
         "Not a medical device. Not for diagnosis.",
         "",
@@ -310,70 +300,23 @@ def _encoder_format(size: int, minimum: int, features: int) -> dict[str, Any]:
     return {"network_data_format": {"inputs": {"image": image}, "outputs": {"features": output}}}
 
 
-_NVIDIA_SOURCE = "https://huggingface.co/nvidia"
+_ENCODER_IMAGE = {"modality": "any", "window_hu": None, "spacing_mm": None, "orientation": "LPS"}
 
-PUBLISHED: dict[str, Published] = {
-    "maisi-rflow-ct": Published(
-        title="MAISI rectified flow for CT",
-        files={"autoencoder": "autoencoder_v1.pt", "velocity": "diff_unet_3d_rflow-ct.pt"},
-        source=f"{_NVIDIA_SOURCE}/NV-Generate-CT",
-        licence="NVIDIA Open Model License",
-        licence_text=(
-            "The weights are NVIDIA's, licensed by NVIDIA Corporation under the NVIDIA Open Model License:\n"
-            "https://www.nvidia.com/en-us/agreements/enterprise-software/nvidia-open-model-license/\n"
-        ),
-        commercial_use=True,
-        kind="flow",
+IMPORTERS: dict[str, Importer] = {
+    "maisi-rflow-ct": Importer(
+        bundle_kind="flow",
         image={"modality": "CT", "window_hu": [-1000, 1000], "spacing_mm": None, "orientation": "RAS",
                "grid": "maisi-ct"},
         convert=_convert_maisi_ct,
     ),
-    "maisi-rflow-mr": Published(
-        title="MAISI rectified flow for MR",
-        files={"autoencoder": "autoencoder_v2.pt", "velocity": "diff_unet_3d_rflow-mr.pt"},
-        source=f"{_NVIDIA_SOURCE}/NV-Generate-MR",
-        licence="NVIDIA OneWay Noncommercial License",
-        licence_text=(
-            "The weights are NVIDIA's, licensed under the NVIDIA OneWay Noncommercial License (22 March 2022):\n"
-            "https://developer.download.nvidia.com/licenses/NVIDIA-OneWay-Noncommercial-License-22Mar2022.pdf\n"
-        ),
-        commercial_use=False,
-        kind="flow",
-        # Intensities from 0 to the 99.5th percentile go to [0, 1], unclipped, in the publisher's transforms.
+    "maisi-rflow-mr": Importer(
+        bundle_kind="flow",
+        # The publisher maps the range from the minimum to the 99.5th percentile to [0, 1] and does not clip.
         image={"modality": "MR", "window_hu": None, "window_percentiles": [0, 99.5], "spacing_mm": None,
                "orientation": "RAS", "grid": "maisi-mr"},
         convert=_convert_maisi_mr,
     ),
-    "litemedsam-tinyvit": Published(
-        title="LiteMedSAM's image encoder, a TinyViT",
-        files={"encoder": "lite_medsam.pth"},
-        source="https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
-        licence="Not stated for the weights; the repository is Apache-2.0",
-        licence_text=(
-            "No licence is stated for the weights. The repository they belong to is under the Apache License 2.0:\n"
-            "https://github.com/bowang-lab/MedSAM\n"
-        ),
-        commercial_use=False,
-        kind="encoder",
-        # The longest side is scaled to 256 and each slice's intensities to [0, 1].
-        image={"modality": "any", "window_hu": None, "spacing_mm": None, "orientation": "LPS"},
-        convert=_convert_litemedsam,
-    ),
-    "radimagenet-resnet50": Published(
-        title="RadImageNet's ResNet-50 encoder",
-        files={"encoder": "ResNet50.pt"},
-        source="https://huggingface.co/Lab-Rasool/RadImageNet",
-        licence="MIT, as stated by the third party that publishes the file",
-        licence_text=(
-            "The third party that publishes this file states the MIT licence:\n"
-            "https://huggingface.co/Lab-Rasool/RadImageNet\n"
-            "RadImageNet itself gives its weights on request: https://github.com/BMEII-AI/RadImageNet\n"
-        ),
-        commercial_use=False,
-        kind="encoder",
-        # Images of 224 x 224 with intensities scaled to [-1, 1].
-        image={"modality": "any", "window_hu": None, "spacing_mm": None, "orientation": "LPS"},
-        convert=_convert_radimagenet,
-    ),
+    "litemedsam-tinyvit": Importer(bundle_kind="encoder", image=_ENCODER_IMAGE, convert=_convert_litemedsam),
+    "radimagenet-resnet50": Importer(bundle_kind="encoder", image=_ENCODER_IMAGE, convert=_convert_radimagenet),
 }
-"""What can be imported: kind -> how."""
+"""What can be imported: kind -> how. The registry names the same kinds."""
