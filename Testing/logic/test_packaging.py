@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -73,13 +74,23 @@ def test_wheel_holds_the_package_its_bundles_and_nothing_else(wheel: Path) -> No
     assert len(licence) == 1
 
 
-def test_installed_wheel_finds_its_bundles(installed: Path) -> None:
+def bundles_in_checkout() -> list[str]:
+    """Names of the bundles that ship; there are some."""
+    names = sorted(path.parents[1].name for path in (ROOT / "Resources" / "Bundles").glob("*/configs/metadata.json"))
+    assert names
+    return names
+
+
+def bundles_found_by(installed: Path) -> tuple[Path, list[str]]:
+    """The folder of shipped bundles and their names, as GenSegLogic in ``installed`` finds them."""
     out = run_installed(installed, "from GenSegLogic.bundles import list_bundles, shipped_folder\n"
                                    "print(shipped_folder()); print(*sorted(b.name for b in list_bundles()))")
     folder, names = out.splitlines()
-    here = sorted(path.parents[1].name for path in (ROOT / "Resources" / "Bundles").glob("*/configs/metadata.json"))
-    assert Path(folder).resolve() == (installed / "GenSegLogic" / "_bundles").resolve()
-    assert names.split() == here
+    return Path(folder), names.split()
+
+
+def test_installed_wheel_finds_its_bundles(installed: Path) -> None:
+    assert bundles_found_by(installed) == (installed / "GenSegLogic" / "_bundles", bundles_in_checkout())
 
 
 def test_installed_command_runs(installed: Path) -> None:
@@ -96,7 +107,7 @@ def test_importing_the_command_line_imports_nothing_heavy(installed: Path) -> No
     out = run_installed(installed, "import sys, GenSegLogic, GenSegLogic.cli; print(*sys.modules)")
     imported = {name.split(".")[0] for name in out.split()}
     assert "GenSegLogic" in imported
-    assert not imported & {"torch", "monai", "matplotlib", "transformers", "SimpleITK", "scipy", "captum", "fastapi", "ray"}
+    assert not imported & {"torch", "monai", "matplotlib", "SimpleITK", "scipy", "captum", "fastapi", "ray"}
 
 
 def test_version_is_the_same_everywhere(wheel: Path, installed: Path) -> None:
@@ -150,15 +161,35 @@ def test_all_installs_every_optional_part() -> None:
     assert everything.extras == set(extras) - {"all", "test"}
 
 
+def files_in_cmake(package: Path) -> set[str]:
+    """The files that a package's CMakeLists.txt names, relative to the package."""
+    text = re.sub(r"#.*", "", (package / "CMakeLists.txt").read_text(encoding="utf-8"))
+    words = re.findall(r"[^\s()\"]+", text.replace("${MODULE_NAME}", package.name))
+    return {word for word in words if Path(word).suffix and "$" not in word}
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
 def test_cmake_ships_every_file(package: Path) -> None:
-    text = (package / "CMakeLists.txt").read_text(encoding="utf-8")
-    text = re.sub(r"#.*", "", text).replace("${MODULE_NAME}", package.name)
-    listed = [name for name in re.findall(r"[\w./-]+", text) if "/" in name or Path(name).suffix]
-    listed = [name for name in listed if (package / name).suffix and not name.startswith("/")]
-    shipped = {name for name in files_below(package) if not name.startswith("Testing/")} - {"CMakeLists.txt"}
-    assert sorted(shipped - set(listed)) == [], "these do not ship: add them to SCRIPTS or RESOURCES"
-    assert sorted({name for name in listed if name.endswith(".py")} - shipped) == [], "these are listed but not there"
+    there = {name for name in files_below(package) if not name.startswith("Testing/")} - {"CMakeLists.txt"}
+    listed = {name for name in files_in_cmake(package) if not name.startswith("Testing/")}
+    assert sorted(there - listed) == [], "not listed in SCRIPTS or RESOURCES, so they would not ship"
+    assert sorted(listed - there) == [], "listed, but not there"
+
+
+def test_every_part_of_the_extension_is_built() -> None:
+    text = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    built = set(re.findall(r"add_subdirectory\(([\w/]+)", text))
+    assert built == {path.relative_to(ROOT).as_posix() for path in PACKAGES}
+
+
+def test_installed_in_slicer_it_finds_its_bundles(tmp_path: Path) -> None:
+    """Slicer's macro lays the package into qt-scripted-modules; the top-level CMakeLists.txt puts Resources beside."""
+    for name in files_in_cmake(ROOT / "GenSegLogic"):
+        target = tmp_path / "GenSegLogic" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / "GenSegLogic" / name, target)
+    shutil.copytree(ROOT / "Resources" / "Bundles", tmp_path / "Resources" / "Bundles")
+    assert bundles_found_by(tmp_path) == (tmp_path / "Resources" / "Bundles", bundles_in_checkout())
 
 
 def test_resources_of_modules_have_unique_names() -> None:
