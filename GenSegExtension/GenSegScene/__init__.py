@@ -1,3 +1,4 @@
+
 """GenSegScene: MRML nodes <-> GenSegLogic. Needs slicer, never Qt.
 
 Importing it makes GenSegLogic importable: installed, both lie in ``qt-scripted-modules``; in a source checkout

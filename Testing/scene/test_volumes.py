@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import slicer
 import vtk
+
+from GenSegLogic.errors import GenSegError
 from GenSegScene.volumes import (
     NeedsHardeningError,
     harden_copy,
@@ -13,8 +15,6 @@ from GenSegScene.volumes import (
     volume_from_node,
     volume_to_node,
 )
-
-from GenSegLogic.errors import GenSegError
 
 SHAPE = (5, 6, 7)
 

@@ -20,7 +20,7 @@ from . import packaging as packaging_stand_in
 from . import parameter_node, scripted_module
 from .application import Application
 
-__all__ = ["clear_scene", "install", "new_scene"]
+__all__ = ["clear_scene", "install", "new_scene", "update_views"]
 
 
 def install() -> Any:
@@ -56,6 +56,13 @@ def clear_scene() -> None:
     import slicer
 
     slicer.mrmlScene.Clear(False)
+
+
+def update_views() -> None:
+    """Give new slice nodes their composite nodes, as the slice widgets of a window do when a layout changes."""
+    import slicer
+
+    slicer.app.update_views()
 
 
 def _alias_modules(slicer: Any) -> None:

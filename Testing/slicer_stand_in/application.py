@@ -1,3 +1,4 @@
+
 """``slicer.app``, ``slicer.mrmlScene`` and ``slicer.modules.*.logic()`` on real MRML, without a window."""
 
 from __future__ import annotations
@@ -62,8 +63,7 @@ class Application:
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
         self._layout_logic = slicer.vtkMRMLLayoutLogic()
         self._layout_logic.SetMRMLScene(scene)
-        for slice_node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
-            _ensure_composite(slicer, scene, slice_node.GetLayoutName())
+        self.update_views()
 
     def _connect_data_io(self, slicer: Any, scene: Any) -> None:
         """Give the scene the cache folder without which it refuses to read a ``.mrb``."""
@@ -73,6 +73,17 @@ class Application:
         self._logic.SetMRMLSceneDataIO(scene, remote_io, data_io)
         scene.GetCacheManager().SetRemoteCacheDirectory(self.temporaryPath)
         self._data_io = (remote_io, data_io)
+
+    def update_views(self) -> None:
+        """Give every slice node its composite node, which on the desktop comes with the slice widget."""
+        import slicer
+
+        have = {node.GetLayoutName() for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")}
+        for slice_node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+            if slice_node.GetLayoutName() not in have:
+                node = slicer.vtkMRMLSliceCompositeNode()
+                node.SetLayoutName(slice_node.GetLayoutName())
+                self.mrmlScene.AddNode(node)
 
     # What scripts call
 
@@ -146,16 +157,6 @@ def load_scene(path: Path) -> None:
     slicer.mrmlScene.Clear(False)
     if not slicer.mrmlScene.ReadFromMRB(str(path), False, None):
         raise OSError(f"the scene could not be read from {path}")
-
-
-def _ensure_composite(slicer: Any, scene: Any, layout_name: str) -> None:
-    """Give a slice node its composite node, which on the desktop comes with the slice widget's logic."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
-        if node.GetLayoutName() == layout_name:
-            return
-    node = slicer.vtkMRMLSliceCompositeNode()
-    node.SetLayoutName(layout_name)
-    scene.AddNode(node)
 
 
 @contextlib.contextmanager

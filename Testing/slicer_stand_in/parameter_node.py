@@ -1,3 +1,4 @@
+# ruff: noqa: N807 - the names are those of Slicer
 """``slicer.parameterNodeWrapper``: typed attributes kept in a real parameter node, so that they survive a saved scene.
 
 As on the desktop, values are text parameters of the node and nodes are node references. The widget side of

@@ -1,3 +1,4 @@
+
 """``slicer.i18n``, ``slicer.ScriptedLoadableModule`` and ``slicer.testing``: base classes without Qt."""
 
 from __future__ import annotations

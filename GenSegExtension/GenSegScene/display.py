@@ -1,0 +1,176 @@
+"""How results look: presets, the colour legend, fading, the side-by-side layout, jumping. Nodes only, no Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import slicer
+
+SIDE_BY_SIDE = 7461
+"""Identifier of the layout with the scan beside its counterfactual; outside the range of Slicer's own layouts."""
+
+ORIGINAL_VIEW, COUNTERFACTUAL_VIEW = "GenSegOriginal", "GenSegCounterfactual"
+
+SIDE_BY_SIDE_XML = f"""
+<layout type="horizontal" split="true">
+ <item><view class="vtkMRMLSliceNode" singletontag="{ORIGINAL_VIEW}">
+  <property name="orientation" action="default">Axial</property>
+  <property name="viewlabel" action="default">O</property>
+  <property name="viewcolor" action="default">#F34A33</property>
+  <property name="viewgroup" action="default">{SIDE_BY_SIDE}</property>
+ </view></item>
+ <item><view class="vtkMRMLSliceNode" singletontag="{COUNTERFACTUAL_VIEW}">
+  <property name="orientation" action="default">Axial</property>
+  <property name="viewlabel" action="default">C</property>
+  <property name="viewcolor" action="default">#4A50C8</property>
+  <property name="viewgroup" action="default">{SIDE_BY_SIDE}</property>
+ </view></item>
+</layout>"""
+
+_PREVIOUS_LAYOUT = "GenSeg.PreviousLayout"
+_RESIDUAL_COLORS = "vtkMRMLColorTableNodeWarm1"  # built in, red to yellow: no file of the application is needed
+_RESIDUAL_LAYER = slicer.vtkMRMLSliceCompositeNode.Layer_Last  # first of the layers above background, foreground, label
+_RESIDUAL_OPACITY = 0.5
+
+
+def show_like(node: Any, reference: Any) -> None:
+    """Give a volume the window, level, colours and interpolation of the scan it belongs to."""
+    display, like = node.GetDisplayNode(), reference.GetDisplayNode() if reference is not None else None
+    if like is None or not like.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        display.AutoWindowLevelOn()
+        return
+    display.AutoWindowLevelOff()
+    display.SetWindowLevel(like.GetWindow(), like.GetLevel())
+    display.SetAndObserveColorNodeID(like.GetColorNodeID())
+    display.SetInterpolate(like.GetInterpolate())
+
+
+def show_as_residual(node: Any, threshold: float, maximum: float, title: str) -> None:
+    """Show a volume as a warm overlay that is clear below ``threshold``, with a colour legend.
+
+    Args:
+        node: scalar volume node with a display node.
+        threshold: smallest value shown, in the volume's unit.
+        maximum: value of the brightest colour.
+        title: title of the legend, with the unit.
+    """
+    display = node.GetDisplayNode()
+    display.SetAndObserveColorNodeID(_RESIDUAL_COLORS)
+    display.AutoWindowLevelOff()
+    display.SetWindowLevelMinMax(0.0, max(maximum, threshold, 1.0))
+    set_threshold(node, threshold)
+    legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(node)
+    legend.SetTitleText(title)
+    legend.SetLabelFormat("%.0f")
+    legend.SetVisibility(True)
+
+
+def set_threshold(node: Any, threshold: float) -> None:
+    """Move the display threshold of a residual volume. Changes no voxel and no segment; fast enough for dragging."""
+    display = node.GetDisplayNode()
+    modified = display.StartModify()
+    display.AutoThresholdOff()
+    display.ApplyThresholdOn()
+    display.SetThreshold(threshold, 1e6)
+    display.EndModify(modified)
+
+
+def displayed_threshold(node: Any) -> float:
+    """The display threshold of a residual volume."""
+    return node.GetDisplayNode().GetLowerThreshold()
+
+
+def show_segmentation(node: Any) -> None:
+    """Outlines that leave the image readable, with a light fill."""
+    display = node.GetDisplayNode()
+    display.SetAllSegmentsVisibility(True)
+    display.SetOpacity2DFill(0.25)
+    display.SetOpacity2DOutline(1.0)
+
+
+def show_in_views(scan: Any, counterfactual: Any = None, residual: Any = None) -> None:
+    """Show the scan in all slice views, its counterfactual faded out in the foreground, the residual as a layer above.
+
+    The residual has a layer of its own, so that fading does not touch it.
+    """
+    for composite in composites():
+        composite.SetBackgroundVolumeID(scan.GetID())
+        composite.SetForegroundVolumeID(counterfactual.GetID() if counterfactual is not None else None)
+        composite.SetForegroundOpacity(0.0)
+    show_residual(residual)
+
+
+def show_residual(residual: Any) -> None:
+    """Show ``residual`` as overlay in all slice views, or nothing (None)."""
+    for composite in composites():
+        if composite.GetLayoutName() == COUNTERFACTUAL_VIEW:
+            continue  # beside its original, the counterfactual is shown bare
+        composite.SetNthLayerVolumeID(_RESIDUAL_LAYER, residual.GetID() if residual is not None else None)
+        composite.SetNthLayerOpacity(_RESIDUAL_LAYER, _RESIDUAL_OPACITY)
+
+
+def fade(fraction: float) -> None:
+    """Fade all slice views from the original (0) to the counterfactual (1)."""
+    for composite in composites():
+        if composite.GetLayoutName() not in (ORIGINAL_VIEW, COUNTERFACTUAL_VIEW):
+            composite.SetForegroundOpacity(min(max(float(fraction), 0.0), 1.0))
+
+
+def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> None:
+    """Switch to two linked slices of one orientation: the scan beside its counterfactual.
+
+    The layout that the user had is remembered in the layout node, in a saved scene too. With a window, Slicer makes
+    the views while it processes the change, before this returns.
+    """
+    layout = _layout_node()
+    if layout is None:
+        return
+    if not layout.IsLayoutDescription(SIDE_BY_SIDE):
+        layout.AddLayoutDescription(SIDE_BY_SIDE, SIDE_BY_SIDE_XML)
+    if layout.GetViewArrangement() != SIDE_BY_SIDE:
+        layout.SetAttribute(_PREVIOUS_LAYOUT, str(layout.GetViewArrangement()))
+        layout.SetViewArrangement(SIDE_BY_SIDE)
+    slices = {node.GetLayoutName(): node for node in slicer.util.getNodesByClass("vtkMRMLSliceNode")}
+    original, changed = slices.get(ORIGINAL_VIEW), slices.get(COUNTERFACTUAL_VIEW)
+    for composite in composites():
+        if composite.GetLayoutName() in (ORIGINAL_VIEW, COUNTERFACTUAL_VIEW):
+            left = composite.GetLayoutName() == ORIGINAL_VIEW
+            composite.SetLinkedControl(True)
+            composite.SetHotLinkedControl(True)
+            composite.SetForegroundVolumeID(None)
+            composite.SetBackgroundVolumeID((scan if left else counterfactual).GetID())
+    show_residual(residual)
+    if original is not None and changed is not None:
+        changed.GetSliceToRAS().DeepCopy(original.GetSliceToRAS())
+        changed.UpdateMatrices()
+
+
+def leave_side_by_side() -> None:
+    """Give the user back the layout from before :func:`enter_side_by_side`."""
+    layout = _layout_node()
+    if layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE:
+        previous = int(layout.GetAttribute(_PREVIOUS_LAYOUT) or slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+        layout.SetViewArrangement(previous)
+
+
+def is_side_by_side() -> bool:
+    """Whether the side-by-side layout is on."""
+    layout = _layout_node()
+    return layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE
+
+
+def jump_to(point_ras: Sequence[float]) -> None:
+    """Move all slice views to a world point (RAS, mm)."""
+    slicer.vtkMRMLSliceNode.JumpAllSlices(slicer.mrmlScene, *[float(value) for value in point_ras],
+                                          slicer.vtkMRMLSliceNode.CenteredJumpSlice)
+
+
+def composites() -> list[Any]:
+    """The slice composite nodes of the scene: one per slice view, none without a window."""
+    return slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+
+
+def _layout_node() -> Any:
+    found = slicer.util.getNodesByClass("vtkMRMLLayoutNode")
+    return found[0] if found else None

@@ -1,0 +1,200 @@
+"""Review of findings: status, threshold without a model run, jumping, layout, fading, copy and export."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import slicer
+
+import slicer_stand_in
+from GenSegLogic.errors import GenSegError
+from GenSegLogic.results import Segmentation
+from GenSegScene import display, findings, runs
+from GenSegScene.segmentations import mask_from_segment
+from GenSegScene.tables import read_table
+from GenSegScene.volumes import volume_from_node
+from GenSegScene.writing import results_to_scene
+from slicer_stand_in.application import load_scene, save_scene
+
+
+@pytest.fixture
+def nodes(plain_chest, make_results):
+    return results_to_scene(make_results(volume_from_node(plain_chest)), plain_chest)
+
+
+@pytest.fixture
+def node(nodes):
+    return nodes["nodules_segmentation"]
+
+
+def by_value(make_results):
+    """A segmenter that is exact on the test's residual: nodule 1 has 120 HU, nodule 2 has 60."""
+
+    def segmenter(image, residual, lungs, threshold_hu):
+        results = make_results(image)
+        segmentation = results.segmentations["nodules"]
+        keep = [segment for segment in segmentation.segments
+                if residual.voxels[segmentation.labelmap.voxels == segment.label].min() >= threshold_hu]
+        labels = np.where(np.isin(segmentation.labelmap.voxels, [segment.label for segment in keep]),
+                          segmentation.labelmap.voxels, 0)
+        rows = [{**results.tables["nodules"][segment.label - 1], "volume_mm3": threshold_hu} for segment in keep]
+        return Segmentation(segmentation.labelmap.with_voxels(labels), tuple(keep)), rows
+
+    return segmenter
+
+
+def names(node):
+    return [item.name for item in findings.findings(node)]
+
+
+def test_dragging_moves_the_display_only(nodes, node):
+    voxels = slicer.util.arrayFromVolume(nodes["residual"]).copy()
+    before = node.GetSegmentation().GetMTime()
+    display.set_threshold(nodes["residual"], 77.0)
+    assert display.displayed_threshold(nodes["residual"]) == 77.0
+    assert node.GetSegmentation().GetMTime() == before
+    np.testing.assert_array_equal(slicer.util.arrayFromVolume(nodes["residual"]), voxels)
+
+
+def test_threshold_replaces_open_findings(nodes, node, make_results):
+    assert names(node) == ["Nodule 1", "Nodule 2"]
+    findings.write_threshold(node, 100.0, by_value(make_results))
+    assert names(node) == ["Nodule 1"]
+    assert [row["volume_mm3"] for row in read_table(nodes["nodules_table"])] == [100.0]
+    assert display.displayed_threshold(nodes["residual"]) == 100.0
+    findings.write_threshold(node, 10.0, by_value(make_results))
+    assert names(node) == ["Nodule 1", "Nodule 2"]
+    for item in findings.findings(node):
+        assert item.row["name"] == item.name
+
+
+def test_threshold_keeps_what_a_person_touched(nodes, node, plain_chest, make_results):
+    first, second = node.GetSegmentation().GetSegmentIDs()
+    findings.set_status(node, first, findings.ACCEPTED)
+    edited = mask_from_segment(node, second, plain_chest).voxels.copy()
+    edited[0, 0, :3] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(edited, node, second, plain_chest)
+    own = node.GetSegmentation().AddEmptySegment("mine", "Mine")
+    assert findings.owned_segments(node) == []
+    findings.write_threshold(node, 10.0, by_value(make_results))
+    assert list(node.GetSegmentation().GetSegmentIDs()) == [first, second, own]
+    np.testing.assert_array_equal(mask_from_segment(node, second, plain_chest).voxels, edited)
+    assert [row["status"] for row in read_table(nodes["nodules_table"])] == ["accepted", ""]
+
+
+def test_renamed_segment_is_kept_and_names_stay_apart(node, make_results):
+    first, second = node.GetSegmentation().GetSegmentIDs()
+    node.GetSegmentation().GetSegment(first).SetName("Nodule 2")  # the user's own numbering
+    assert findings.owned_segments(node) == [second]
+    findings.write_threshold(node, 10.0, by_value(make_results))
+    assert names(node) == ["Nodule 2", "Nodule 2 (2)"]
+
+
+def test_failed_threshold_leaves_the_segments(node, make_results):
+    def wrong_size(image, residual, lungs, threshold_hu):
+        segmentation, rows = by_value(make_results)(image, residual, lungs, threshold_hu)
+        small = segmentation.labelmap.voxels[:5].copy()
+        return Segmentation(type(image)(small, image.affine), segmentation.segments), rows
+
+    before = list(node.GetSegmentation().GetSegmentIDs())
+    with pytest.raises(GenSegError, match="Chest"):
+        findings.write_threshold(node, 10.0, wrong_size)
+    assert list(node.GetSegmentation().GetSegmentIDs()) == before
+
+
+def test_threshold_needs_the_residual(nodes, node, make_results):
+    slicer.mrmlScene.RemoveNode(nodes["residual"])
+    with pytest.raises(GenSegError, match="residual of Chest nodules"):
+        findings.write_threshold(node, 10.0, by_value(make_results))
+
+
+def test_ownership_survives_saving(nodes, node, plain_chest, make_results, tmp_path):
+    first, second = node.GetSegmentation().GetSegmentIDs()
+    findings.set_status(node, first, findings.REJECTED)
+    save_scene(tmp_path / "scene.mrb")
+    load_scene(tmp_path / "scene.mrb")
+    again = slicer.mrmlScene.GetFirstNodeByName("Chest nodules")
+    first, second = again.GetSegmentation().GetSegmentIDs()
+    assert findings.owned_segments(again) == [second]
+    assert [item.status for item in findings.findings(again)] == ["rejected", ""]
+    assert not again.GetDisplayNode().GetSegmentVisibility(first)
+    findings.write_threshold(again, 100.0, by_value(make_results))
+    assert names(again) == ["Nodule 1"]  # the rejected one; nothing new is laid over it
+    assert runs.related(again, "nodules_table").GetNumberOfRows() == 1
+
+
+def test_status_is_slicers_own(node, nodes):
+    first, second = node.GetSegmentation().GetSegmentIDs()
+    logic = slicer.modules.segmentations.logic()
+    findings.set_status(node, first, findings.ACCEPTED)
+    findings.set_status(node, second, findings.REJECTED)
+    segments = [node.GetSegmentation().GetSegment(segment_id) for segment_id in (first, second)]
+    assert [logic.GetSegmentStatus(segment) for segment in segments] == [logic.Completed, logic.Flagged]
+    assert [row["status"] for row in read_table(nodes["nodules_table"])] == ["accepted", "rejected"]
+    assert not node.GetDisplayNode().GetSegmentVisibility(second)
+    findings.set_status(node, second, findings.OPEN)
+    assert findings.status_of(node, second) == findings.OPEN
+    assert node.GetDisplayNode().GetSegmentVisibility(second)
+    with pytest.raises(GenSegError, match="maybe"):
+        findings.set_status(node, first, "maybe")
+    with pytest.raises(GenSegError, match="Chest nodules has no segment"):
+        findings.set_status(node, "gone", findings.OPEN)
+
+
+def test_jump_goes_where_the_segment_is_shown(node, plain_chest, linear_transform):
+    plain_chest.SetAndObserveTransformNodeID(linear_transform.GetID())
+    node.SetAndObserveTransformNodeID(linear_transform.GetID())
+    first = node.GetSegmentation().GetSegmentIDs()[0]
+    assert findings.jump_to_finding(node, first)
+    for slice_node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        to_slice = np.linalg.inv(slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS()))
+        offset = to_slice @ [*findings.center_of(node, first), 1]
+        assert abs(offset[2]) < 1e-6  # the point lies in the plane of every view
+    node.GetSegmentation().AddEmptySegment("empty")
+    assert not findings.jump_to_finding(node, "empty")
+
+
+def test_fade_leaves_the_overlay_alone(nodes):
+    display.fade(0.25)
+    for composite in display.composites():
+        assert composite.GetForegroundOpacity() == 0.25
+        assert composite.GetNthLayerVolume(slicer.vtkMRMLSliceCompositeNode.Layer_Last) is nodes["residual"]
+    display.fade(7.0)
+    assert {composite.GetForegroundOpacity() for composite in display.composites()} == {1.0}
+
+
+def test_side_by_side_is_one_orientation_linked_and_undone(nodes, plain_chest):
+    layout = slicer.util.getNodesByClass("vtkMRMLLayoutNode")[0]
+    layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
+    display.enter_side_by_side(plain_chest, nodes["counterfactual"], nodes["residual"])
+    slicer_stand_in.update_views()
+    display.enter_side_by_side(plain_chest, nodes["counterfactual"], nodes["residual"])
+    assert display.is_side_by_side()
+    mapped = slicer.app.layoutLogic().GetViewNodes()
+    views = {mapped.GetItemAsObject(index).GetLayoutName(): mapped.GetItemAsObject(index)
+             for index in range(mapped.GetNumberOfItems())}
+    assert set(views) == {display.ORIGINAL_VIEW, display.COUNTERFACTUAL_VIEW}
+    assert {view.GetOrientation() for view in views.values()} == {"Axial"}
+    shown = {composite.GetLayoutName(): composite for composite in display.composites()}
+    assert shown[display.ORIGINAL_VIEW].GetBackgroundVolumeID() == plain_chest.GetID()
+    assert shown[display.COUNTERFACTUAL_VIEW].GetBackgroundVolumeID() == nodes["counterfactual"].GetID()
+    assert all(shown[view].GetLinkedControl() for view in views)
+    display.leave_side_by_side()
+    assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
+
+
+def test_copy_and_export_say_frame_and_unit(nodes, tmp_path):
+    table = nodes["nodules_table"]
+    findings.set_status(nodes["nodules_segmentation"], "Segment_1", findings.ACCEPTED)
+    lines = [line.split("\t") for line in findings.table_as_text(table).splitlines()]
+    assert lines[0] == ["name", "center_r_mm", "center_a_mm", "center_s_mm", "volume_mm3", "status"]
+    assert lines[1][0] == "Nodule 1" and lines[1][-1] == "accepted" and len(lines) == 3
+    path = findings.export_table(table, tmp_path / "out.csv")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["center_r_mm"]) for row in rows] == [row["center_r_mm"] for row in read_table(table)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
+    with pytest.raises(GenSegError, match="nowhere"):
+        findings.export_table(table, tmp_path / "nowhere" / "out.csv")
