@@ -30,11 +30,13 @@ class Importer:
 
     Attributes:
         bundle_kind: what the bundle is for: ``flow`` or ``encoder``.
+        description: what the networks are and take, one or two sentences.
         image: the bundle's ``image`` metadata: what the networks take.
         convert: reads the files, by role; returns the networks and further metadata.
     """
 
     bundle_kind: str
+    description: str
     image: Mapping[str, Any]
     convert: Callable[[Mapping[str, Path]], tuple[Networks, dict[str, Any]]]
 
@@ -65,7 +67,7 @@ def import_checkpoint(kind: str, files: Mapping[str, Path], folder: Path) -> Bun
     metadata = {
         "kind": importer.bundle_kind,
         "task": published.title,
-        "description": f"{published.title}, converted from the published weights. {published.remarks}",
+        "description": importer.description,
         "image": dict(importer.image),
         "training": {"recipe": "imported", "data": f"see {source}", "files": origin},
         "licence": published.licence,
@@ -74,7 +76,7 @@ def import_checkpoint(kind: str, files: Mapping[str, Path], folder: Path) -> Bun
         **metadata,
     }
     licence = f"The weights are not GenSeg's. Their licence: {published.licence}.\n{published.licence_url}\n"
-    return write_bundle(folder, metadata, networks, _model_card(published, origin), licence)
+    return write_bundle(folder, metadata, networks, _model_card(published, importer, origin), licence)
 
 
 def _check_files(published: Published, files: Mapping[str, Path]) -> dict[str, Path]:
@@ -89,10 +91,12 @@ def _check_files(published: Published, files: Mapping[str, Path]) -> dict[str, P
     return paths
 
 
-def _model_card(published: Published, origin: Mapping[str, Mapping[str, str]]) -> str:
+def _model_card(published: Published, importer: Importer, origin: Mapping[str, Mapping[str, str]]) -> str:
     files = [f"- {role}: `{entry['file']}`, SHA-256 `{entry['sha256']}`" for role, entry in origin.items()]
     return "\n".join([
         f"# {published.title}",
+        "",
+        importer.description,
         "",
         published.licence_sentence,
         "",
@@ -305,18 +309,34 @@ _ENCODER_IMAGE = {"modality": "any", "window_hu": None, "spacing_mm": None, "ori
 IMPORTERS: dict[str, Importer] = {
     "maisi-rflow-ct": Importer(
         bundle_kind="flow",
+        description="MAISI's autoencoder and velocity network for CT. They know whole scans on a grid that "
+                    "check_maisi_grid accepts, along R, A, S.",
         image={"modality": "CT", "window_hu": [-1000, 1000], "spacing_mm": None, "orientation": "RAS",
                "grid": "maisi-ct"},
         convert=_convert_maisi_ct,
     ),
     "maisi-rflow-mr": Importer(
         bundle_kind="flow",
-        # The publisher maps the range from the minimum to the 99.5th percentile to [0, 1] and does not clip.
+        description="MAISI's autoencoder and velocity network for MR. They know whole scans on a grid that "
+                    "check_maisi_grid accepts, along R, A, S, with the range from the minimum to the 99.5th percentile "
+                    "mapped to [0, 1] and not clipped.",
         image={"modality": "MR", "window_hu": None, "window_percentiles": [0, 99.5], "spacing_mm": None,
                "orientation": "RAS", "grid": "maisi-mr"},
         convert=_convert_maisi_mr,
     ),
-    "litemedsam-tinyvit": Importer(bundle_kind="encoder", image=_ENCODER_IMAGE, convert=_convert_litemedsam),
-    "radimagenet-resnet50": Importer(bundle_kind="encoder", image=_ENCODER_IMAGE, convert=_convert_radimagenet),
+    "litemedsam-tinyvit": Importer(
+        bundle_kind="encoder",
+        description="LiteMedSAM's image encoder, a TinyViT: a slice whose longer side is 256 pixels, its intensities "
+                    "scaled to [0, 1], as three equal channels, gives 256 features at stride 4.",
+        image=_ENCODER_IMAGE,
+        convert=_convert_litemedsam,
+    ),
+    "radimagenet-resnet50": Importer(
+        bundle_kind="encoder",
+        description="RadImageNet's ResNet-50 without its classifier: a slice of 224 x 224 pixels, its intensities "
+                    "scaled to [-1, 1], as three equal channels, gives 2048 features at stride 32.",
+        image=_ENCODER_IMAGE,
+        convert=_convert_radimagenet,
+    ),
 }
 """What can be imported: kind -> how. The registry names the same kinds."""
