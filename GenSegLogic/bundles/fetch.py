@@ -57,7 +57,6 @@ class _Remote:
     size_bytes: int | None
     sha256: str | None
     revision: str | None
-    version: str  # changes when the file does, so that parts of two versions are never joined
 
 
 class _InterruptedError(Exception):
@@ -142,8 +141,10 @@ def _fetch_file(
         raise GenSegError(f"GENSEG_HUB is {hub!r}, but must be an address that starts with https:// or http://.")
     url = f"{hub}/{published.hub}/resolve/{published.revision}/{urllib.parse.quote(file.path)}"
     remote = _ask(url, file, published, target)
-    partial = target.with_name(f"{target.name}.{remote.version}.part")
-    _make_room(partial, remote)
+    expected = file.sha256 or remote.sha256
+    # Named after its hash, so that parts of two versions of the file are never joined.
+    partial = target.with_name(f"{target.name}.{expected[:16] if expected else 'unchecked'}.part")
+    _make_room(partial, remote, keep=expected is not None)
     for attempt in range(_ATTEMPTS):
         try:
             _continue(remote, partial, target.name, progress)
@@ -196,22 +197,20 @@ def _ask(url: str, file: PublishedFile, published: Published, target: Path) -> _
 def _describe(url: str, headers: Message, file: PublishedFile) -> _Remote:
     linked = headers.get("X-Linked-ETag", "").strip('"').lower()
     named = linked if re.fullmatch(r"[0-9a-f]{64}", linked) else None
-    tag = (linked or headers.get("ETag", "")).lower().removeprefix("w/")
-    version = re.sub(r"[^0-9a-z]", "", file.sha256 or tag)[:16] or "unversioned"
     size = headers.get("X-Linked-Size") or headers.get("Content-Length")
     size_bytes = int(size) if size is not None and size.isdigit() else file.size_bytes
-    return _Remote(url, size_bytes, named, headers.get("X-Repo-Commit"), version)
+    return _Remote(url, size_bytes, named, headers.get("X-Repo-Commit"))
 
 
-def _make_room(partial: Path, remote: _Remote) -> None:
-    """Create the folder and see that the disk can hold the file."""
+def _make_room(partial: Path, remote: _Remote, keep: bool) -> None:
+    """Create the folder, see that the disk can hold the file, and drop an old part unless ``keep``."""
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GenSegError(f"{partial.parent} cannot be created: {error.strerror}; set GENSEG_HOME to a folder that can "
                           "be written.") from error
-    if remote.version == "unversioned":
-        partial.unlink(missing_ok=True)  # nothing tells whether it is a part of the same file
+    if not keep:
+        partial.unlink(missing_ok=True)
     present = partial.stat().st_size if partial.exists() else 0
     free = shutil.disk_usage(partial.parent).free
     if remote.size_bytes is not None and remote.size_bytes - present > free:
