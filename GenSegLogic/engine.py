@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
     """One rung of the ladder: how a task is tried.
 
     Attributes:
@@ -72,7 +72,7 @@ class Engine:
         self._wanted = device
         self._limit = memory_limit_bytes
         self._chosen: torch.device | None = None
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         self._warm: OrderedDict[tuple[str, str, str], _Warm] = OrderedDict()  # least recently used first
         self._used: dict[str, Bundle] = {}
         self._lock = threading.RLock()
@@ -117,7 +117,8 @@ class Engine:
                 loaded = load_bundle(bundle, device, dtype)
                 self._warm[key] = _Warm(loaded, device, _bytes_of(loaded))
             self._warm.move_to_end(key)
-            self._used[bundle.name] = bundle
+            if self._attempt is not None:  # within a run: part of its provenance, and not to be dropped under it
+                self._used[bundle.name] = bundle
             return self._warm[key].loaded
 
     def warm_bundles(self) -> list[str]:
@@ -191,7 +192,7 @@ class Engine:
     ) -> Results:
         """Try the rungs of the ladder until one has enough memory; say in ``messages`` which were left."""
         reason, need = "", 0
-        for attempt in _ladder(task, self.device):
+        for attempt in ladder(task, self.device):
             self._attempt, self._used = attempt, {}
             if attempt.change:
                 messages.append(f"{reason}, so the task went on {attempt.change}.")
@@ -214,7 +215,7 @@ class Engine:
             f"close other programs, crop the scan or use a machine with more than {memory.gigabytes(need)} free."
         )
 
-    def _shortage(self, attempt: _Attempt, need: int) -> str:
+    def _shortage(self, attempt: Attempt, need: int) -> str:
         """Make room for ``need`` bytes by dropping warm networks; the reason why there is too little, or ""."""
         # A task names its bundles in its parameters. Its own are part of its need, so they stay and count as free.
         named = {value for value in attempt.task.describe().values() if isinstance(value, str)}
@@ -278,20 +279,20 @@ def _gpu_problem(device: torch.device) -> str:
     return ""
 
 
-def _ladder(task: Task, device: torch.device) -> Iterator[_Attempt]:
+def ladder(task: Task, device: torch.device) -> Iterator[Attempt]:
     """Smaller windows, then half precision at the smallest window, then the same on the CPU in full precision."""
     torch = _torch()
-    yield _Attempt(task, device, torch.float32)
+    yield Attempt(task, device, torch.float32)
     lightest = task
     while (lighter := lightest.lighter()) is not None:
         lightest = lighter
-        yield _Attempt(lightest, device, torch.float32, "with a smaller window")
+        yield Attempt(lightest, device, torch.float32, "with a smaller window")
     if device.type == "cpu":
         return  # half precision on a CPU is slower, not lighter: most kernels widen to float32
     half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    yield _Attempt(lightest, device, half, "in half precision")
-    for attempt in _ladder(task, torch.device("cpu")):
-        yield _Attempt(attempt.task, attempt.device, attempt.dtype, attempt.change or "on the CPU")
+    yield Attempt(lightest, device, half, "in half precision")
+    for attempt in ladder(task, torch.device("cpu")):
+        yield Attempt(attempt.task, attempt.device, attempt.dtype, attempt.change or "on the CPU")
 
 
 @contextlib.contextmanager

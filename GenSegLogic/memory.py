@@ -28,13 +28,13 @@ def free_bytes(device: torch.device) -> int:
 
     free = psutil.virtual_memory().available
     for files in _CGROUP_FILES:
-        container = _container_free_bytes(*map(Path, files))
+        container = container_free_bytes(*map(Path, files))
         if container is not None:
             return min(free, container)
     return free
 
 
-def _container_free_bytes(limit_file: Path, usage_file: Path, statistics_file: Path) -> int | None:
+def container_free_bytes(limit_file: Path, usage_file: Path, statistics_file: Path) -> int | None:
     """Bytes left in a control group; None where there is no such group or it sets no limit."""
     try:
         limit, usage = limit_file.read_text().strip(), int(usage_file.read_text())

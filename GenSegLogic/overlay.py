@@ -100,6 +100,8 @@ def write_overlay(results: Results, image: Volume, path: Path) -> None:
     for finding in findings[:_MAXIMUM_ZOOMS]:
         tiles.append((image, _close_up(finding, image), finding.segment.name, _hex(finding.segment.color)))
     for stem, volume in results.volumes.items():
+        if volume is image:
+            continue  # a phantom's scan is both
         plane = close_up or _full_view(AXIAL, volume, focus)
         tiles.append((volume, plane, f"{stem} (SYNTHETIC)" if stem in results.synthetic else stem, "white"))
 
