@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 Progress = Callable[[float, str], None]
-"""``progress(fraction, message)``: fraction in [0, 1]; raises :class:`GenSegLogic.errors.Cancelled` to stop the work."""
+"""``progress(fraction, message)``: fraction in [0, 1]; raises :class:`GenSegLogic.errors.Cancelled` to stop work."""
 
 
 def silent(fraction: float, message: str) -> None:

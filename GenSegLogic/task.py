@@ -78,7 +78,7 @@ class Task:
         raise TypeError(f"{type(self).__name__} does not estimate its memory")
 
     def lighter(self) -> Task | None:
-        """The same task with a smaller working set (a smaller window), for when memory is short; None: there is none."""
+        """The same task with a smaller working set (a smaller window), for short memory; None: there is none."""
         return None
 
     def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
