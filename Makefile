@@ -32,7 +32,7 @@ test: lint
 
 lint: $(VENV)/.ready-test
 	$(VENV)/bin/ruff check .
-	PYTHONPATH=GenSegExtension $(VENV)/bin/lint-imports
+	PYTHONPATH=GenSegExtension $(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.ready-test
@@ -49,6 +49,7 @@ clean:
 # What the demo needs. The stamps make a second run quick; they are renewed when the versions asked for change.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then echo "GenSeg needs Python 3.11 or newer; name it: make PYTHON=/path/to/python3" >&2; exit 1; fi
+	@echo "Setting up $(VENV); the first time this takes some minutes."
 	@$(VENV)/bin/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || { \
 		echo "$(PYTHON) could not make $(VENV); on Debian and Ubuntu install the package python3-venv" >&2; exit 1; }
 	@$(install-torch)
