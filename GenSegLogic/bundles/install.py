@@ -7,6 +7,7 @@ import shutil
 import stat
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,12 +34,15 @@ def import_bundle(source: Path, progress: Progress = silent) -> Bundle:
         GenSegError: if ``source`` is no bundle, is damaged or unsafe, or has the name of a bundle that ships.
     """
     with _staging() as staging:
-        if source.is_dir():
-            _copy_folder(source, staging, progress)
-        else:
-            _extract(source, staging, progress)
-        bundle = read_bundle(staging)
-        bundle.verify()
+        try:
+            if source.is_dir():
+                _copy_folder(source, staging, progress)
+            else:
+                _extract(source, staging, progress)
+            bundle = read_bundle(staging)
+            bundle.verify()
+        except GenSegError as error:  # the user knows the source, not our temporary folder
+            raise GenSegError(str(error).replace(str(staging), str(source))) from error
         folder = _place(bundle.name)
         replace_bundle(staging, folder)
     return read_bundle(folder)
@@ -196,8 +200,8 @@ def _extract(source: Path, target: Path, progress: Progress) -> None:
                 progress(index / len(paths), f"Extracting {path}")
                 budget -= _extract_entry(archive, root + path, target / path, budget)
     except OSError as error:
-        raise GenSegError(f"{source} cannot be read: {error.strerror}.") from error
-    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as error:  # damaged, encrypted, odd compression
+        raise GenSegError(f"{source} cannot be unpacked: {error.strerror or error}.") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:  # damaged or encrypted
         raise GenSegError(f"{source} is no zip file that can be read: {error}.") from error
 
 
@@ -206,6 +210,8 @@ def _bundle_root(source: Path, archive: zipfile.ZipFile) -> str:
     for entry in archive.infolist():
         if not is_inside(entry.filename) or stat.S_ISLNK(entry.external_attr >> 16):
             raise GenSegError(f"{source} holds {entry.filename!r}, which points outside; nothing was imported.")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise GenSegError(f"{source} is not compressed as usual zip files are; pack it again.")
     roots = [name.removesuffix(METADATA_PATH) for name in archive.namelist()
              if re.fullmatch(rf"([^/]+/)?{re.escape(METADATA_PATH)}", name)]
     if len(roots) != 1:
