@@ -1,10 +1,10 @@
-"""``genseg batch TASK INPUT_DIR -o OUT_DIR``: one folder per case and one table for all."""
+"""``genseg batch TASK INPUT_DIR -o OUT_DIR``: one folder per case, one table of all findings and one of all cases."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,9 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Run every case; say one line for each; write the table."""
+    """Run every case; say one line for each; write the table of findings and ``cases.csv`` with one line for each."""
     from .. import cohort
     from ..provenance import NOTICE
-    from ..saving import write_table
 
     task = task_from(load_task(arguments.task), arguments)
     output = checked_directory(arguments.output).absolute()
@@ -61,12 +60,10 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     rows, columns = cohort.table(outcomes)
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{task.name}.csv"
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_table(partial, rows, columns)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    _write(path, rows, columns)
+    cases_path = output / "cases.csv"
+    _write(cases_path, [{"case": outcome.case, "error": outcome.error, "summary": outcome.summary,
+                         "rows": len(outcome.rows)} for outcome in outcomes], ("case", "error", "summary", "rows"))
     failed = [outcome.case for outcome in outcomes if outcome.error]
     summary = f"{len(cases) - len(failed)} of {len(cases)} cases done."
     console.say(f"{summary} All rows: {path}. {NOTICE}")
@@ -75,13 +72,25 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     return {
         "task": task.name,
         "directory": output,
-        "files": {path.name: path},
+        "files": {path.name: path, cases_path.name: cases_path},
         "summary": summary,
         "cases": [{"case": outcome.case, "error": outcome.error, "summary": outcome.summary,
                    "resumed": outcome.resumed, "seconds": round(outcome.seconds, 3)} for outcome in outcomes],
         "rows": rows,
         "failed": failed,
     }
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write a table whole or not at all."""
+    from ..saving import write_table
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write_table(partial, rows, columns)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _count(text: str) -> int:

@@ -1,0 +1,52 @@
+"""The libraries that the engine needs, inside Slicer's own Python. Never called at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from GenSegLogic.errors import GenSegError
+
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+
+
+def missing() -> list[str]:
+    """Requirements that this Python does not meet, as pip writes them; empty where ``slicer.packaging`` is missing."""
+    packaging = _packaging()
+    if packaging is None:
+        return []
+    return [str(item) for item in packaging.load_requirements(REQUIREMENTS) if not packaging.pip_check(item)]
+
+
+def ensure() -> None:
+    """Install what is missing without asking, for runs without a window; under ``--testing`` nothing is installed.
+
+    Raises:
+        GenSegError: torch is missing and Slicer's PyTorch extension, which installs the right build, is not there.
+    """
+    wanted = missing()
+    packaging = _packaging()
+    if not wanted or packaging is None:
+        return
+    import slicer
+
+    if any(line.startswith("torch") for line in wanted) and not slicer.app.testingEnabled():
+        try:
+            import PyTorchUtils
+        except ImportError as error:
+            raise GenSegError("PyTorch is missing: install Slicer's PyTorch extension, restart Slicer and run this "
+                              "again.") from error
+        if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False) is None:
+            raise GenSegError("PyTorch could not be installed: see Slicer's PyTorch extension.")
+    rest = [line for line in wanted if not line.startswith("torch")]
+    if rest:
+        packaging.pip_ensure(rest, prompt_install=False, prompt_restart=False, show_progress=False, requester="GenSeg")
+
+
+def _packaging() -> Any:
+    """``slicer.packaging``, which is there in the application only."""
+    try:
+        import slicer.packaging
+    except ImportError:
+        return None
+    return slicer.packaging
