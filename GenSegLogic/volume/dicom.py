@@ -129,6 +129,8 @@ def _read_stack(where: str, slices: list[_Slice], repairs: list[str]) -> Volume:
         slices, affine = _stack(where, slices)
     if min(*first.size[:2], sum(header.size[2] for header in slices)) < 2:
         raise GenSegError(f"{where} holds a single slice, but must hold a volume; choose another series.")
+    if not np.isfinite(affine).all() or (np.linalg.norm(affine[:3, :3], axis=0) == 0).any():
+        raise GenSegError(f"{where} gives a voxel size of zero or a position that is no number; export it again.")
     if shear(affine) > SHEAR_LIMIT:
         raise GenSegError(f"{where} has image axes that are not at right angles; export the original series.")
 

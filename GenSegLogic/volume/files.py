@@ -18,7 +18,8 @@ import numpy as np
 from ..errors import GenSegError
 from .dicom import read_dicom_file, read_dicom_folder
 from .grid import SHEAR_LIMIT, Volume, shear, to_image
-from .headers import check_meta_image, check_nifti_grid, check_nifti_voxels, read_nifti_header
+from .meta_image import check_meta_image
+from .nifti import check_nifti_grid, check_nifti_voxels, read_nifti_header
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -130,6 +131,7 @@ def _read_file(path: Path) -> Volume:
     reader.SetImageIO(kind)
     if kind == "MetaImageIO":
         check_meta_image(path)
+    nifti = read_nifti_header(path) if kind == "NiftiImageIO" else None
     reader.ReadImageInformation()
     size = list(reader.GetSize())
     while len(size) > 3 and size[-1] == 1:
@@ -155,17 +157,16 @@ def _read_file(path: Path) -> Volume:
     # From the header, since ITK would straighten or refuse in its own words when it reads the voxels.
     affine = _affine(reader, len(reader.GetSize()))
     if not np.isfinite(affine).all() or (np.linalg.norm(affine[:3, :3], axis=0) == 0).any():
-        raise GenSegError(f"{path} gives a voxel size of zero; correct its header.")
+        raise GenSegError(f"{path} gives a voxel size of zero or a position that is no number; correct its header.")
     if shear(affine) > SHEAR_LIMIT:
         raise GenSegError(
             f"{path} has a sheared grid (its axes are not at right angles); resample it to a straight one."
         )
     repairs = []
     bad = None
-    if kind == "NiftiImageIO":
-        header = read_nifti_header(path)
-        repairs += check_nifti_grid(path, header, affine, tuple(size[::-1]))
-        bad = check_nifti_voxels(path, header)
+    if nifti is not None:
+        repairs += check_nifti_grid(path, nifti, affine, tuple(size[::-1]))
+        bad = check_nifti_voxels(path, nifti)
     elif kind == "NrrdImageIO" and "superior" not in _field(reader, "NRRD_space").lower():
         repairs.append(
             f"{path} does not say how it lies in the patient (no anatomical NRRD space), "
@@ -174,7 +175,8 @@ def _read_file(path: Path) -> Volume:
     metadata: dict[str, Any] = {"repairs": repairs}
     if kind != "NiftiImageIO":
         own = re.compile(r"NRRD_|ITK_|Modality$|modality$")
-        metadata |= {key: _field(reader, key) for key in reader.GetMetaDataKeys() if not own.match(key)}
+        keys = [key for key in reader.GetMetaDataKeys() if key.isascii() and not own.match(key)]
+        metadata |= {key: _field(reader, key) for key in keys}
         modality = (_field(reader, "modality") or _field(reader, "Modality")).strip().removeprefix("MET_MOD_")
         if modality and modality != "UNKNOWN":
             metadata["modality"] = modality

@@ -1,8 +1,8 @@
-"""What ITK's readers do not check or do not tell: NIfTI's two affines, and files that end too early.
+"""What ITK's NIfTI reader does not check or does not tell.
 
 ITK reads a sheared NIfTI without a word and returns the nearest rotation; it fills what is missing at the end of a
 truncated one with whatever the memory held, and makes 0 of a NaN, which in a CT is water. So the few header fields that
-matter, and the voxels' presence, are read here.
+matter, and the voxels' presence, are read here, before ITK prints its own lines about them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,11 @@ import numpy as np
 from ..errors import GenSegError
 from .grid import SHEAR_LIMIT, shear
 
-_ELEMENT_BYTES = {
-    "CHAR": 1,
-    "UCHAR": 1,
-    "SHORT": 2,
-    "USHORT": 2,
-    "INT": 4,
-    "UINT": 4,
-    "FLOAT": 4,
-    "DOUBLE": 8,
-    "LONG_LONG": 8,
-    "ULONG_LONG": 8,
-}
-"""Bytes of MetaImage's element types; ``LONG`` is left out, since its size depends on the machine that wrote it."""
+_DATATYPE_BYTES = {
+    2: 1, 4: 2, 8: 4, 16: 4, 32: 8, 64: 8, 128: 3, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 1536: 16, 1792: 16,
+    2048: 32, 2304: 4,
+}  # fmt: skip
+"""Bytes per voxel of NIfTI-1's datatype codes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class NiftiHeader:
         header_path, data_path: the same file, or the ``.hdr`` and ``.img`` of a pair.
         byte_order: ``"<"`` or ``">"``.
         size: voxel counts along all axes.
-        datatype, bits: NIfTI's code, and bits per voxel.
+        datatype: NIfTI's code.
         pixdim: pixdim[0..7]; pixdim[0] is the sign of the qform's third axis.
         offset: byte at which the voxels begin in ``data_path``.
         qform, sform: 4x4, ijk -> RAS mm; None where the header's code says that there is none.
@@ -53,7 +45,6 @@ class NiftiHeader:
     byte_order: str
     size: tuple[int, ...]
     datatype: int
-    bits: int
     pixdim: np.ndarray
     offset: int
     qform: np.ndarray | None
@@ -64,7 +55,7 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     """Read a NIfTI-1 header of either byte order, plain or gzip, one file or a pair.
 
     Raises:
-        GenSegError: if there is none.
+        GenSegError: if there is none, or it makes no sense: no voxels, a voxel size of zero, a sheared sform.
     """
     data_path = path.with_suffix(".img") if path.suffix.lower() == ".hdr" else path
     header_path = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
@@ -73,22 +64,37 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     if not order or len(header) < 348:
         raise GenSegError(f"{path} has no NIfTI-1 header; convert it to NRRD or NIfTI.")
     dim = struct.unpack_from(order + "8h", header, 40)
+    datatype = struct.unpack_from(order + "h", header, 70)[0]
+    offset = struct.unpack_from(order + "f", header, 108)[0]
+    size = dim[1 : 1 + dim[0]]
+    if not 1 <= dim[0] <= 7 or min(size) < 1 or datatype not in _DATATYPE_BYTES or not 0 <= offset < 2**31:
+        raise GenSegError(f"{path} has a damaged header (its size or data type makes no sense); copy it again.")
     pixdim = np.array(struct.unpack_from(order + "8f", header, 76))
     qform_code, sform_code = struct.unpack_from(order + "2h", header, 252)
     if header[344:347] not in (b"n+1", b"ni1"):  # Analyze, from before there was either
         qform_code = sform_code = 0
     sform = np.eye(4)
     sform[:3] = np.reshape(struct.unpack_from(order + "12f", header, 280), (3, 4))
+    quaternion = struct.unpack_from(order + "6f", header, 256)
+    if not np.isfinite(pixdim[:4]).all() or (pixdim[1 : min(3, len(size)) + 1] == 0).any():
+        raise GenSegError(f"{path} gives a voxel size of zero; correct pixdim in its header.")
+    if qform_code > 0 and not (np.isfinite(quaternion).all() and np.linalg.norm(quaternion[:3]) < 1.01):
+        raise GenSegError(f"{path} has a qform that is not a rotation; correct its header.")
+    if sform_code > 0 and (not np.isfinite(sform).all() or (np.linalg.norm(sform[:3, :3], axis=0) == 0).any()):
+        raise GenSegError(f"{path} has an sform with an axis of no length; correct its header.")
+    if sform_code > 0 and shear(sform) > SHEAR_LIMIT:
+        raise GenSegError(
+            f"{path} has a sheared grid (its sform's axes are not at right angles); resample it to a straight one."
+        )
     return NiftiHeader(
         header_path=header_path,
         data_path=data_path,
         byte_order=order,
-        size=dim[1 : 1 + dim[0]],
-        datatype=struct.unpack_from(order + "h", header, 70)[0],
-        bits=struct.unpack_from(order + "h", header, 72)[0],
+        size=size,
+        datatype=datatype,
         pixdim=pixdim,
-        offset=int(struct.unpack_from(order + "f", header, 108)[0]),
-        qform=_qform(struct.unpack_from(order + "6f", header, 256), pixdim) if qform_code > 0 else None,
+        offset=int(offset),
+        qform=_qform(quaternion, pixdim) if qform_code > 0 else None,
         sform=sform if sform_code > 0 else None,
     )
 
@@ -106,18 +112,8 @@ def check_nifti_grid(path: Path, header: NiftiHeader, affine: np.ndarray, shape_
         sentences for the user about what is doubtful.
 
     Raises:
-        GenSegError: if the voxel size is zero, or the affine sheared or contradictory.
+        GenSegError: if ITK followed neither qform nor sform, since pixdim contradicts them.
     """
-    spacing = np.abs(header.pixdim[1:4])
-    if not np.isfinite(spacing).all() or (spacing == 0).any():
-        raise GenSegError(f"{path} gives a voxel size of zero; correct pixdim in its header.")
-    if header.sform is not None:
-        if not np.isfinite(header.sform).all() or (np.linalg.norm(header.sform[:3, :3], axis=0) == 0).any():
-            raise GenSegError(f"{path} has an sform with an axis of no length; correct its header.")
-        if shear(header.sform) > SHEAR_LIMIT:
-            raise GenSegError(
-                f"{path} has a sheared grid (its sform's axes are not at right angles); resample it to a straight one."
-            )
     candidates = {"sform": header.sform, "qform": header.qform}
     corners = _corners(shape_kji)
     distances = {
@@ -128,7 +124,7 @@ def check_nifti_grid(path: Path, header: NiftiHeader, affine: np.ndarray, shape_
             f"{path} does not say how it lies in the patient (qform and sform are 0), "
             "so its position and its left and right are guesses."
         ]
-    limit = 0.25 * float(spacing.min())
+    limit = 0.25 * float(np.abs(header.pixdim[1:4]).min())
     followed = [name for name, distance in distances.items() if distance < limit]
     if not followed:
         raise GenSegError(
@@ -149,7 +145,7 @@ def check_nifti_voxels(path: Path, header: NiftiHeader) -> np.ndarray | None:
         GenSegError: if the file ends before its voxels do, or its gzip stream is damaged.
     """
     item = {16: 4, 64: 8}.get(header.datatype)  # float32, float64
-    needed = math.prod(header.size) * header.bits // 8
+    needed = math.prod(header.size) * _DATATYPE_BYTES[header.datatype]
     size = header.data_path.stat().st_size
     packed = _is_gzip(header.data_path)
     complete = size >= header.offset + needed
@@ -177,46 +173,6 @@ def check_nifti_voxels(path: Path, header: NiftiHeader) -> np.ndarray | None:
     for first, mark in marks.items():
         bad[first : first + len(mark)] = mark
     return bad
-
-
-def check_meta_image(path: Path) -> None:
-    """Check that a MetaImage's voxels are all there, since MetaIO prints its own lines when they are not.
-
-    Raises:
-        GenSegError: if header lines or voxels are missing.
-    """
-    with path.open("rb") as file:
-        fields: dict[str, str] = {}
-        while "ElementDataFile" not in fields:
-            line = file.readline(65536)
-            key, equals, value = line.decode("utf-8", "replace").partition("=")
-            if not equals:
-                break
-            fields[key.strip()] = value.strip()
-        header_bytes = file.tell()
-    missing = [key for key in ("NDims", "DimSize", "ElementType", "ElementDataFile") if not fields.get(key)]
-    if missing:
-        raise GenSegError(f"{path} is not a whole MetaImage: its header lacks {missing[0]}; copy it again.")
-    data = fields["ElementDataFile"]
-    if data.split()[0] == "LIST" or "%" in data:
-        return
-    local = data.upper() == "LOCAL"
-    data_path = path if local else path.parent / data
-    if not data_path.is_file():
-        raise GenSegError(f"{path} needs its voxel file {data}, which is not beside it; copy both into one folder.")
-    element = _ELEMENT_BYTES.get(fields["ElementType"].upper().removeprefix("MET_"))
-    try:
-        if fields.get("CompressedData", "").lower() == "true":
-            needed = int(fields.get("CompressedDataSize", 0))
-        elif element:
-            channels = int(fields.get("ElementNumberOfChannels", 1))
-            needed = math.prod(int(count) for count in fields["DimSize"].split()) * channels * element
-        else:
-            return
-    except ValueError as error:
-        raise GenSegError(f"{path} has a MetaImage header with a size that is not a number; correct it.") from error
-    if data_path.stat().st_size - (header_bytes if local else 0) < needed:
-        raise GenSegError(f"{path} is truncated: its voxels end before the size in its header; copy it again.")
 
 
 def _is_gzip(path: Path) -> bool:
