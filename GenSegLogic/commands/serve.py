@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import GenSegError
 from ..service.wire import LOOPBACK, TOKEN_VARIABLE
+from .options import positive
 
 
 def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -24,7 +25,7 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.add_argument("--ready-file", type=Path, help="written when the service answers: port, pid, version as JSON")
     parser.add_argument("--log-file", type=Path, help="where the log goes, instead of standard error")
     parser.add_argument("--parent", type=int, metavar="PID", help="end when this process ends")
-    parser.add_argument("--time-to-live", type=float, default=3600.0, metavar="SECONDS",
+    parser.add_argument("--time-to-live", type=positive, default=3600.0, metavar="SECONDS",
                         help="delete what nobody asks for after so long (default 3600)")
 
 

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import tokenize
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,10 @@ from ..errors import GenSegError
 PREFIX = "genseg-exchange-"
 OWNER_FILE = "owner.json"
 CHUNK_BYTES = 16 << 20  # some 10 ms of copying, so that a window that writes chunk by chunk stays alive
+
+# What numpy lets through when it parses a header that is not one.
+_HEADER_ERRORS = (ValueError, KeyError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError,
+                  tokenize.TokenError)
 
 DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32",
           "float64")
@@ -103,9 +108,9 @@ def _open_checked(path: Path, shape: Sequence[int], dtype: str, what: str) -> Bi
     try:
         if path.is_symlink():  # where there is no O_NOFOLLOW
             raise GenSegError(f"{what} is a link, which is not accepted; write the file itself.")
-        stream = os.fdopen(os.open(path, flags), "rb")
+        stream = open(path, "rb", opener=lambda name, _flags: os.open(name, flags))  # noqa: SIM115 - the caller closes
     except FileNotFoundError as error:
-        raise GenSegError(f"{what} has not been written yet; write its .npy file first.") from error
+        raise GenSegError(f"{what} is missing in the exchange folder; write its .npy file first.") from error
     except OSError as error:
         raise GenSegError(f"{what} cannot be opened: {error.strerror}.") from error
     try:
@@ -126,7 +131,7 @@ def _check_open(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype, what:
             version = np.lib.format.read_magic(stream)
             readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
             found_shape, fortran_order, found_dtype = readers[version](stream)
-    except (ValueError, KeyError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError) as error:
+    except _HEADER_ERRORS as error:
         raise GenSegError(f"{what} is not a .npy file that can be read.") from error
     if (found_shape, found_dtype) != (shape, dtype) or (fortran_order and len(shape) > 1):
         order = " in Fortran order" if fortran_order else ""

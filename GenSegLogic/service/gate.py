@@ -39,7 +39,7 @@ class Gate:
 
     def _refusal(self, headers: Headers) -> JSONResponse | None:
         # A web page that points its own name at 127.0.0.1 comes with that name as its host.
-        if not _is_loopback(urlsplit(f"//{headers.get('host', '')}")):
+        if not _is_loopback(headers.get("host", "")):
             return _answer(421, "This service answers on this machine's loopback address only.")
         scheme, _, given = headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._token)
@@ -69,9 +69,9 @@ class Gate:
         return limited
 
 
-def _is_loopback(host: object) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
-        name = host.hostname or ""  # type: ignore[attr-defined]
+        name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

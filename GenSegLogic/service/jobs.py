@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..engine import Engine
 from ..errors import Cancelled, GenSegError
 from . import wire
 from .exchange import Exchange, remove
@@ -21,13 +22,12 @@ from .volumes import StoredVolume
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..engine import Engine
     from ..task import Task
 
 logger = logging.getLogger(__name__)
 
 EVENTS_KEPT = 1000
-QUEUE_LIMIT = 64
+QUEUE_LIMIT = 32
 
 
 class QueueFull(GenSegError):
@@ -84,14 +84,22 @@ class Job:
 class JobQueue:
     """Runs jobs on one device, one after another, in the order in which they came.
 
-    The engine is created, and PyTorch imported, as soon as the thread starts, so that the first job finds it ready.
+    PyTorch is imported as soon as the thread starts, so that the first job finds the engine ready.
     """
 
     def __init__(self, device: str, exchange: Exchange) -> None:
+        """
+        Args:
+            device: as :class:`GenSegLogic.engine.Engine` takes it.
+            exchange: where results are written.
+
+        Raises:
+            GenSegError: if there can be no such device.
+        """
         self.wanted = device
         self.device: str | None = None
         self.problem = ""
-        self.engine: Engine | None = None
+        self.engine = Engine(device)
         self._exchange = exchange
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: Job | None = None
@@ -176,10 +184,7 @@ class JobQueue:
                 _free_memory()
 
     def _warm_up(self) -> None:
-        from ..engine import Engine
-
         try:
-            self.engine = Engine(self.wanted)
             self.device = str(self.engine.device)
             logger.info("engine ready on %s", self.device)
         except (GenSegError, ImportError, OSError, RuntimeError) as error:  # as a broken installation of PyTorch raises
@@ -190,7 +195,7 @@ class JobQueue:
         """Run one job to its end, whatever happens: the queue must go on."""
         logger.info("job %s: %s starts", job.id, job.task.name)
         try:
-            if self.engine is None:
+            if self.problem:
                 raise GenSegError(self.problem)
             clock = time.perf_counter()
             job.progress(0.0, "Reading the volumes")

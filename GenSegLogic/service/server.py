@@ -140,7 +140,7 @@ class Service:
             if not self.in_use(volume):
                 self.volumes.delete(volume)
 
-    def close(self, seconds: float = 2.0) -> bool:
+    def close(self, seconds: float = 1.0) -> bool:
         """Cancel all jobs and delete all files; whether every job has stopped within some ``seconds``."""
         stopped = [queue.close(seconds) for queue in self.queues.values()]
         self.exchange.remove()
@@ -186,12 +186,15 @@ async def _clean(service: Service) -> None:
 
 def _add_refusals(app: FastAPI) -> None:
     """Every failure is one sentence as ``{"detail": ...}``."""
-    sentences = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+    sentences = {  # what the libraries say -> a sentence
+        "Not Found": "There is nothing at this address.",
+        "Method Not Allowed": "This address does not take that method.",
+        "There was an error parsing the body": "The request's body is not JSON that can be read.",
+    }
 
     @app.exception_handler(StarletteHTTPException)
     async def http(_request: Request, error: StarletteHTTPException) -> JSONResponse:
-        plain = error.detail in ("Not Found", "Method Not Allowed")
-        detail = sentences[error.status_code] if plain else error.detail
+        detail = sentences.get(error.detail, error.detail)
         return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
@@ -246,7 +249,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
 
 def _describe_device(queue: JobQueue) -> DeviceAnswer:
     free = None
-    if queue.engine is not None and queue.device is not None:
+    if queue.device is not None:
         import torch
 
         free = memory.free_bytes(torch.device(queue.device))

@@ -96,8 +96,8 @@ class VolumeStore:
             if used + size > TOTAL_LIMIT_BYTES or len(self._volumes) >= COUNT_LIMIT:
                 raise TooLarge("The service holds too many volumes already; delete some of them.")
             if size > self._exchange.free_bytes():
-                raise TooLarge(f"The volume {name} needs {size >> 20} MB, more than is free in the exchange folder; make "
-                               "room on its disk.")
+                raise TooLarge(f"The volume {name} needs {size >> 20} MB, more than its disk has free; make room "
+                               "there.")
             volume = StoredVolume((shape[0], shape[1], shape[2]), dtype, _checked_affine(affine, name), name, metadata,
                                   self._exchange.new_path())
             self._volumes[volume.id] = volume

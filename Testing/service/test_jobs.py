@@ -223,9 +223,9 @@ def test_the_description_names_every_address(client: Client) -> None:
 
 
 def test_old_jobs_and_volumes_are_deleted(scan: Volume, tmp_path: Path) -> None:
+    from GenSegLogic.service import exchange
     from GenSegLogic.service.models import JobRequest
     from GenSegLogic.service.server import Service
-    from GenSegLogic.service import exchange
 
     service = Service(["cpu"], time_to_live=0.2)
     try:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from GenSegLogic.service import Client, exchange
-from GenSegLogic.service.__main__ import __file__ as PROGRAM
 from GenSegLogic.service.wire import TOKEN_VARIABLE
 from GenSegLogic.volume import Volume
 
+PROGRAM = Path(exchange.__file__).with_name("__main__.py")
 TOKEN = "a-token-for-tests-only"
 LARGE = 3_000_000
 
@@ -51,7 +51,8 @@ def _post(client: Client, path: str, value: Any) -> tuple[int, str]:
 
 
 def _announcement(**changes: Any) -> dict[str, Any]:
-    return {"shape": [2, 3, 4], "dtype": "int16", "affine": np.eye(4).tolist(), "name": "small", "metadata": {}} | changes
+    right = {"shape": [2, 3, 4], "dtype": "int16", "affine": np.eye(4).tolist(), "name": "small", "metadata": {}}
+    return right | changes
 
 
 def _announced(client: Client) -> dict[str, Any]:
@@ -115,7 +116,8 @@ def test_malformed_announcement(client: Client, changes: dict[str, Any]) -> None
     assert set(client.folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"task": NaN}', b"1" * 5000])
+@pytest.mark.parametrize("body", [
+    b"", b"{", b"null", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"task": NaN}', b"1" * 5000])
 @pytest.mark.parametrize("path", ["/volumes", "/jobs"])
 def test_malformed_body(client: Client, path: str, body: bytes) -> None:
     assert _ask(client, "POST", path, body, **{"Content-Type": "application/json"})[0] in (400, 422)
@@ -147,18 +149,19 @@ def test_malformed_volume_files(client: Client, tmp_path: Path) -> None:
         _save(right, path)
         os.truncate(path, 1 << 20)
 
-    assert "has not been written" in _submit_file(client, lambda path: None)
-    assert "not a .npy" in _submit_file(client, lambda path: path.write_bytes(b""))
-    assert "not a .npy" in _submit_file(client, lambda path: path.write_bytes(os.urandom(1000)))
-    assert "not a .npy" in _submit_file(client, lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00(((((((((((((((("))
-    assert "not a .npy" in _submit_file(client, lambda path: path.write_bytes(b"\x93NUMPY\x09\x00\x10\x00" + b" " * 16))
+    assert "is missing" in _submit_file(client, lambda path: None)
+    headers = [b"\x01\x00\x10\x00" + text for text in (b"(" * 16, b" " * 16, b"{'shape': 1}    ", b"__import__('os')")]
+    headers += [b"\x09\x00\x10\x00" + b" " * 16, b"\x02\x00\xff\xff\xff\xff", b"\x01\x00"]
+    for content in (b"", os.urandom(1000), *(b"\x93NUMPY" + header for header in headers)):
+        assert "not a .npy" in _submit_file(client, lambda path, content=content: path.write_bytes(content))
     assert "bytes, but its header promises" in _submit_file(client, cut)
     assert "bytes, but its header promises" in _submit_file(client, longer)
-    assert "but int16 of shape 2×3×4 was announced" in _submit_file(client, lambda path: _save(right.astype(np.int32), path))
+    wider = right.astype(np.int32)
+    assert "but int16 of shape 2×3×4 was announced" in _submit_file(client, lambda path: _save(wider, path))
     assert "holds int16 of shape 4×3×2" in _submit_file(client, lambda path: _save(right.reshape(4, 3, 2), path))
     assert "Fortran order" in _submit_file(client, lambda path: _save(np.asfortranarray(right), path))
     assert "holds object" in _submit_file(client, lambda path: _save(np.array([{}], object), path))
-    assert "cannot be opened" in _submit_file(client, lambda path: path.mkdir()) or sys.platform != "win32"
+    assert "cannot be opened" in _submit_file(client, lambda path: path.mkdir())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and named pipes need rights there")
@@ -220,9 +223,9 @@ def test_refused_jobs(client: Client, scan: Volume, changes: dict[str, Any], sai
 
 
 @pytest.mark.parametrize("text", [
-    "/etc", "../..", "..", ".", "C:\\Windows", "\\\\server\\share", "a/b", "nul\0", "~", "-o", "GenSegLogic", "Testing"])
+    "/etc", "../..", "..", ".", "C:\\Windows", "\\\\server\\share", "a/b", "nul\0", "~", "-o", "GenSegLogic"])
 def test_a_parameter_is_never_a_path(client: Client, scan: Volume, text: str) -> None:
-    """``GenSegLogic`` is a folder where the service was started, and ``Testing`` is another."""
+    """``GenSegLogic`` is a folder where the service was started."""
     stored = _announced(client)
     list(exchange.writing(Path(stored["path"]), scan.voxels))
     request = {"task": "steps", "parameters": {"bundle": text}, "volumes": {"image": stored["id"]}}
@@ -244,10 +247,10 @@ def test_outputs_by_name_and_nothing_else(client: Client, scan: Volume) -> None:
     job.wait()
     for name, expected in (("negative", -scan.voxels), ("negative.seg", scan.voxels > 0)):
         connection = http.client.HTTPConnection("127.0.0.1", client._port, timeout=30)
-        connection.request("GET", f"/jobs/{job.id}/outputs/{name}", headers={"Authorization": f"Bearer {client._token}"})
+        authorization = {"Authorization": f"Bearer {client._token}"}
+        connection.request("GET", f"/jobs/{job.id}/outputs/{name}", headers=authorization)
         data = connection.getresponse().read()
         connection.close()
-        (client.folder.parent / "unused").exists()
         header = data.index(b"\n") + 1
         assert np.array_equal(np.frombuffer(data[header:], expected.dtype if name == "negative" else np.uint8),
                               expected.ravel())
@@ -268,9 +271,9 @@ def test_a_full_queue(client: Client, scan: Volume) -> None:
     while jobs[0].poll().state != "running":
         pass
     request = {"task": "steps", "volumes": {"image": jobs[0]._volume_ids[0]}}
-    answers = [_post(client, "/jobs", request) for _number in range(65)]
-    assert [status for status, _text in answers] == [201] * 64 + [429]
-    assert "64 jobs are waiting already" in answers[-1][1]
+    answers = [_post(client, "/jobs", request) for _number in range(33)]
+    assert [status for status, _text in answers] == [201] * 32 + [429]
+    assert "32 jobs are waiting already" in answers[-1][1]
 
 
 def test_noise_on_the_socket_does_no_harm(client: Client) -> None:
@@ -282,7 +285,7 @@ def test_noise_on_the_socket_does_no_harm(client: Client) -> None:
                 answer = raw.recv(1000)
             except OSError:
                 answer = b""
-            assert answer == b"" or b" 400 " in answer.split(b"\r\n")[0]
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
     assert client.health()["status"]
 
 
