@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from ..tasks import load
@@ -52,7 +53,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([_text(row.get(name)) for name in columns] for row in rows)]
     widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
-    numeric = [all(not isinstance(row.get(name), str) for row in rows) for name in columns]
+    numeric = [all(isinstance(row.get(name), (int, float, NoneType)) for row in rows) for name in columns]
     lines = []
     for line in cells:
         padded = (text.rjust(width) if right else text.ljust(width)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +40,8 @@ class ThresholdTask(Task):
     names: tuple[str, ...] = parameter((), "Names of the segments.")
     seed_points: tuple[tuple[float, float, float], ...] = parameter((), "Keep what lies at these points.", unit="mm")
     smooth: bool = parameter(False, "Smooth first.")
+    started: str = parameter("", "File that is made when the work starts.")
+    pause: float = parameter(0.0, "How long every step takes.", minimum=0, unit="s")
 
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
         return self.window**3 * 1000 * (4 if str(engine.dtype) == "torch.float32" else 2)
@@ -53,13 +58,18 @@ class ThresholdTask(Task):
         image = volumes["image"]
         if "crash" in image.name:
             raise ZeroDivisionError("a defect")
+        if "killed" in image.name:
+            os.kill(os.getpid(), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
         if "empty" in image.name:
             raise GenSegError(f"{image.name} shows no body; choose another scan.")
+        if self.started:
+            Path(self.started).touch()
         voxels = torch.from_numpy(image.voxels.astype(np.float32)).to(engine.device)
         generator = torch.Generator().manual_seed(self.seed)
         voxels = voxels + self.noise * torch.randn(voxels.shape, generator=generator).to(engine.device)
         for step in range(4):
             progress(step / 4, f"Step {step + 1} of 4")
+            time.sleep(self.pause)
         mask = (voxels > self.threshold if self.mode == "above" else voxels < self.threshold).cpu().numpy()
         if "mask" in volumes:
             mask &= volumes["mask"].voxels > 0

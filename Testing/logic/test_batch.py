@@ -1,0 +1,193 @@
+"""Cohorts: every case ends in a result or in one sentence, on processes and on Ray; resuming; cancelling."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from GenSegLogic import GenSegError, cli, cohort, read_volume, write_volume
+from GenSegLogic.tasks import TASKS
+from Testing.logic.test_cli import start, wait_for
+from Testing.logic.threshold_task import TARGET, ThresholdTask, save_scan
+
+
+@pytest.fixture(autouse=True)
+def threshold_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "threshold", TARGET)
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Three good cases in three forms, one that is refused, one that hits a defect, and files that are no case."""
+    folder = tmp_path / "in"
+    save_scan(folder, "a.nrrd")
+    save_scan(folder / "b", "ct.nii.gz")
+    save_scan(folder, "c.mha")
+    save_scan(folder, "crash.nrrd")
+    save_scan(folder, "empty.nii")
+    save_scan(folder, "a.seg.nrrd")
+    (folder / "notes.txt").write_text("no case")
+    (folder / "nothing").mkdir()
+    return folder
+
+
+def run(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_cases_are_files_and_folders(scans: Path) -> None:
+    cases = cohort.find_cases(scans)
+    assert [case.name for case in cases] == ["a", "b", "c", "crash", "empty"]
+    assert cases[1].image == scans / "b" / "ct.nii.gz"
+
+
+def test_cases_of_one_name_are_told_apart_whatever_the_disk_thinks_of_capitals(tmp_path: Path) -> None:
+    for name in ("one.nrrd", "ONE.nii.gz", "two.mha"):
+        save_scan(tmp_path, name)
+    assert sorted(case.name for case in cohort.find_cases(tmp_path)) == ["ONE.nii.gz", "one.nrrd", "two"]
+
+
+def test_the_output_is_no_case_and_an_empty_folder_is_refused(scans: Path, tmp_path: Path) -> None:
+    shutil.copytree(scans / "b", scans / "out" / "b")
+    assert "out" not in [case.name for case in cohort.find_cases(scans, output=scans / "out")]
+    with pytest.raises(GenSegError, match="holds no scans"):
+        cohort.find_cases(scans / "nothing")
+    with pytest.raises(GenSegError, match="is not a folder"):
+        cohort.find_cases(tmp_path / "none")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_case_ends_and_failures_are_told_at_the_end(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    """With workers, one of them is killed as the system kills for lack of memory: it takes only its case with it."""
+    out = tmp_path / "out"
+    bad = ["crash", "empty"]
+    if workers > 1:
+        save_scan(scans, "killed.nrrd")
+        bad.append("killed")
+    code = run("batch", "threshold", scans, "-o", out, "--workers", workers, "--device", "cpu", "--threshold", 350,
+               "--json")
+    captured = capsys.readouterr()
+    assert code == 1
+    assert captured.err == (f"genseg: {len(bad)} of {3 + len(bad)} cases failed ({', '.join(bad)}); "
+                            f"{out / 'threshold.csv'} says why.\n")
+    lines = captured.out.splitlines()
+    assert sum("1 bright spots." in line for line in lines[:-1]) == 3
+    assert sum("failed: " in line for line in lines[:-1]) == len(bad)
+    result = json.loads(lines[-1])
+    assert [case["case"] for case in result["cases"]] == ["a", "b", "c", *bad]
+    assert result["failed"] == bad
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c", "cases.csv", "threshold.csv"]
+    table = rows(out / "threshold.csv")
+    assert [(row["case"], row["name"]) for row in table] == [
+        ("a", "Bright 1"), ("b", "Bright 1"), ("c", "Bright 1"), *((name, "") for name in bad)]
+    assert table[0]["volume_mm3"] == rows(out / "a" / "bright.csv")[0]["volume_mm3"]
+    assert "ZeroDivisionError" in table[3]["error"]
+    assert table[4]["error"] == "empty.nii shows no body; choose another scan."
+    assert workers == 1 or table[5]["error"].startswith("The worker process died")
+    assert [row["rows"] for row in rows(out / "cases.csv")] == ["1", "1", "1", *["0"] * len(bad)]
+
+
+def test_all_well_is_0_and_a_case_without_findings_keeps_its_row(tmp_path: Path) -> None:
+    save_scan(tmp_path / "in", "a.nrrd")
+    assert run("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out", "--threshold", 3000) == 0
+    assert rows(tmp_path / "out" / "threshold.csv") == [
+        {"case": "a", "error": "", "name": "", "center_l_mm": "", "center_p_mm": "", "center_s_mm": "",
+         "volume_mm3": ""}]
+
+
+def test_resume_redoes_what_changed_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        save_scan(tmp_path / "in", f"{name}.nrrd")
+
+    def resumed(*words: object) -> list[str]:
+        assert run("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out", "--resume", "--json", *words) == 0
+        cases = json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]
+        return [case["case"] for case in cases if case["resumed"]]
+
+    assert resumed() == []
+    table = (tmp_path / "out" / "threshold.csv").read_bytes()
+    (tmp_path / "out" / "b" / "bright.seg.nrrd").unlink()
+    shutil.rmtree(tmp_path / "out" / "c")
+    (tmp_path / "out" / "d" / "provenance.json").write_text("{")
+    assert resumed() == ["a"]
+    assert (tmp_path / "out" / "threshold.csv").read_bytes() == table
+    assert resumed() == ["a", "b", "c", "d"]
+    assert resumed("--seed", 1) == []
+    scan = read_volume(tmp_path / "in" / "a.nrrd")
+    write_volume(scan.with_voxels(scan.voxels + 1), tmp_path / "in" / "a.nrrd")
+    assert resumed("--seed", 1) == ["b", "c", "d"]
+    monkeypatch.setattr("GenSegLogic.provenance.__version__", "99")
+    assert resumed("--seed", 1) == []
+
+
+def test_masks_come_from_a_folder_by_the_cases_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        save_scan(tmp_path / "in", f"{name}.nrrd")
+    save_scan(tmp_path / "masks", "a.nii.gz")
+    code = run("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out", "--mask", tmp_path / "masks")
+    table = rows(tmp_path / "out" / "threshold.csv")
+    assert code == 1
+    assert [row["case"] for row in table] == ["a", "a", "b"]
+    assert "masks" in table[2]["error"] and "does not exist" in table[2]["error"]
+    assert "1 of 2 cases failed (b)" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_said_once(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("batch", "threshold", scans, "-o", tmp_path / "out", "--device", "cuda:63") == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="on Windows a process cannot send another one Ctrl-C")
+def test_ctrl_c_in_a_terminal_reaches_every_process_and_ends_in_one_word(tmp_path: Path) -> None:
+    for name in ("a.nrrd", "b.nrrd", "c.nrrd"):
+        save_scan(tmp_path / "in", name)
+    started = tmp_path / "started"
+    with start("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out", "--workers", "2", "--pause", "1",
+               "--started", started, start_new_session=True) as process:
+        wait_for(started, process)
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert (process.returncode, out, err) == (1, "", "genseg: Cancelled.\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_ray_cluster_gives_the_same_table(scans: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the optional extra ray is not installed")
+    work = cohort.Cohort(ThresholdTask(), tmp_path / "ray", "cpu")
+    here = cohort.Cohort(ThresholdTask(), tmp_path / "here", "cpu")
+    cases = cohort.find_cases(scans)
+    on_ray = sorted(cohort.run_cohort(work, cases, ray_address="local"), key=lambda outcome: outcome.case)
+    assert cohort.table(on_ray) == cohort.table(list(cohort.run_cohort(here, cases)))
+    assert (tmp_path / "ray" / "a" / "overlay.png").is_file()
+
+
+def test_without_ray_one_sentence_says_what_to_do(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, cases = cohort.Cohort(ThresholdTask(), tmp_path / "out"), cohort.find_cases(scans)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(GenSegError, match=r'pip install "GenSegLogic\[ray\]"'):
+        list(cohort.run_cohort(work, cases, ray_address="auto"))
