@@ -30,8 +30,11 @@ SIDE_BY_SIDE_XML = f"""
 
 _PREVIOUS_LAYOUT = "GenSeg.PreviousLayout"
 _RESIDUAL_COLORS = "vtkMRMLColorTableNodeWarm1"  # built in, red to yellow: no file of the application is needed
-_RESIDUAL_LAYER = slicer.vtkMRMLSliceCompositeNode.Layer_Last  # first of the layers above background, foreground, label
 _RESIDUAL_OPACITY = 0.5
+# The residual is the foreground, because Slicer shows a colour legend for background, foreground and label only. The
+# counterfactual lies in the first layer above these: fading goes from the scan with its overlay to the bare
+# counterfactual.
+_COUNTERFACTUAL_LAYER = slicer.vtkMRMLSliceCompositeNode.Layer_Last
 
 
 def show_like(node: Any, reference: Any) -> None:
@@ -63,6 +66,9 @@ def show_as_residual(node: Any, threshold: float, maximum: float, title: str) ->
     legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(node)
     legend.SetTitleText(title)
     legend.SetLabelFormat("%.0f")
+    legend.SetSize(0.12, 0.35)  # of the view: Slicer's default covers a quarter of a small one
+    legend.GetTitleTextProperty().SetFontSize(12)
+    legend.GetLabelTextProperty().SetFontSize(11)
     legend.SetVisibility(True)
 
 
@@ -90,31 +96,36 @@ def show_segmentation(node: Any) -> None:
 
 
 def show_in_views(scan: Any, counterfactual: Any = None, residual: Any = None) -> None:
-    """Show the scan in all slice views, its counterfactual faded out in the foreground, the residual as a layer above.
-
-    The residual has a layer of its own, so that fading does not touch it.
-    """
+    """Show the scan in all slice views with the residual over it, and the counterfactual faded out above both."""
     for composite in composites():
         composite.SetBackgroundVolumeID(scan.GetID())
-        composite.SetForegroundVolumeID(counterfactual.GetID() if counterfactual is not None else None)
-        composite.SetForegroundOpacity(0.0)
+        composite.SetNthLayerVolumeID(_COUNTERFACTUAL_LAYER, _id(counterfactual))
+        composite.SetNthLayerOpacity(_COUNTERFACTUAL_LAYER, 0.0)
     show_residual(residual)
 
 
 def show_residual(residual: Any) -> None:
-    """Show ``residual`` as overlay in all slice views, or nothing (None)."""
+    """Show ``residual`` as overlay in all slice views but that of the counterfactual, or nothing (None)."""
     for composite in composites():
-        if composite.GetLayoutName() == COUNTERFACTUAL_VIEW:
-            continue  # beside its original, the counterfactual is shown bare
-        composite.SetNthLayerVolumeID(_RESIDUAL_LAYER, residual.GetID() if residual is not None else None)
-        composite.SetNthLayerOpacity(_RESIDUAL_LAYER, _RESIDUAL_OPACITY)
+        bare = composite.GetLayoutName() == COUNTERFACTUAL_VIEW
+        composite.SetForegroundVolumeID(None if bare else _id(residual))
+        composite.SetForegroundOpacity(_RESIDUAL_OPACITY)
+    # Views look again at whether a legend's volume is shown only when a person changes the layer, or the legend does.
+    for legend in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
+        legend.Modified()
 
 
 def fade(fraction: float) -> None:
     """Fade all slice views from the original (0) to the counterfactual (1)."""
     for composite in composites():
         if composite.GetLayoutName() not in (ORIGINAL_VIEW, COUNTERFACTUAL_VIEW):
-            composite.SetForegroundOpacity(min(max(float(fraction), 0.0), 1.0))
+            composite.SetNthLayerOpacity(_COUNTERFACTUAL_LAYER, min(max(float(fraction), 0.0), 1.0))
+
+
+def faded() -> float:
+    """How far the slice views are faded towards the counterfactual, 0 to 1."""
+    return max((composite.GetNthLayerOpacity(_COUNTERFACTUAL_LAYER) for composite in composites()
+                if composite.GetNthLayerVolumeID(_COUNTERFACTUAL_LAYER)), default=0.0)
 
 
 def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> None:
@@ -138,8 +149,8 @@ def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> 
             left = composite.GetLayoutName() == ORIGINAL_VIEW
             composite.SetLinkedControl(True)
             composite.SetHotLinkedControl(True)
-            composite.SetForegroundVolumeID(None)
-            composite.SetBackgroundVolumeID((scan if left else counterfactual).GetID())
+            composite.SetNthLayerVolumeID(_COUNTERFACTUAL_LAYER, None)
+            composite.SetBackgroundVolumeID(_id(scan if left else counterfactual))
     show_residual(residual)
     if original is not None and changed is not None:
         changed.GetSliceToRAS().DeepCopy(original.GetSliceToRAS())
@@ -169,6 +180,10 @@ def jump_to(point_ras: Sequence[float]) -> None:
 def composites() -> list[Any]:
     """The slice composite nodes of the scene: one per slice view, none without a window."""
     return slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+
+
+def _id(node: Any) -> str | None:
+    return node.GetID() if node is not None else None
 
 
 def _layout_node() -> Any:

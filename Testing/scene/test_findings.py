@@ -159,10 +159,11 @@ def test_jump_goes_where_the_segment_is_shown(node, plain_chest, linear_transfor
 def test_fade_leaves_the_overlay_alone(nodes):
     display.fade(0.25)
     for composite in display.composites():
-        assert composite.GetForegroundOpacity() == 0.25
-        assert composite.GetNthLayerVolume(slicer.vtkMRMLSliceCompositeNode.Layer_Last) is nodes["residual"]
+        assert composite.GetNthLayerOpacity(composite.Layer_Last) == 0.25
+        assert composite.GetForegroundVolumeID() == nodes["residual"].GetID()
+    assert display.faded() == 0.25
     display.fade(7.0)
-    assert {composite.GetForegroundOpacity() for composite in display.composites()} == {1.0}
+    assert display.faded() == 1.0
 
 
 def test_side_by_side_is_one_orientation_linked_and_undone(nodes, plain_chest):

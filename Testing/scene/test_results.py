@@ -95,8 +95,9 @@ def test_presets_threshold_and_legend(plain_chest, make_results):
     assert "HU" in legend.GetTitleText() and legend.GetVisibility()
     for composite in display.composites():
         assert composite.GetBackgroundVolumeID() == plain_chest.GetID()
-        assert composite.GetForegroundVolumeID() == nodes["counterfactual"].GetID()
-        assert composite.GetForegroundOpacity() == 0.0
+        assert composite.GetForegroundVolumeID() == nodes["residual"].GetID()
+        assert composite.GetNthLayerVolume(composite.Layer_Last) is nodes["counterfactual"]
+    assert display.faded() == 0.0
     assert len(display.composites()) == 3
 
 
@@ -139,8 +140,8 @@ def snapshot():
     """Nodes, hierarchy items and what the views show."""
     items = vtk.vtkIdList()
     hierarchy().GetItemChildren(hierarchy().GetSceneItemID(), items, True)
-    views = [(node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity())
-             for node in display.composites()]
+    views = [(node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity(),
+              node.GetNthLayerVolumeID(node.Layer_Last)) for node in display.composites()]
     return node_ids(), [items.GetId(index) for index in range(items.GetNumberOfIds())], views
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import vtk
+
 
 class Application:
     """The part of ``qSlicerApplication`` that code without a main window may use."""
@@ -40,6 +42,8 @@ class Application:
         self._logic = slicer.vtkSlicerApplicationLogic()
         self._logic.SetHomeDirectory(self.slicerHome)
         self._logic.SetTemporaryPath(self.temporaryPath)
+        self._logic.SetSliceLogics(vtk.vtkCollection())
+        self._logic.SetViewLogics(vtk.vtkCollection())
         with _silent_vtk():  # the colour and terminology files of the application are not in the wheel
             self._logic.SetMRMLScene(scene)
             self._connect_data_io(slicer, scene)
@@ -161,8 +165,6 @@ def load_scene(path: Path) -> None:
 
 @contextlib.contextmanager
 def _silent_vtk() -> Iterator[None]:
-    import vtk
-
     vtk.vtkObject.GlobalWarningDisplayOff()
     try:
         yield
