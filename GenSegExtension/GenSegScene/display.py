@@ -128,17 +128,28 @@ def faded() -> float:
                 if composite.GetNthLayerVolumeID(_COUNTERFACTUAL_LAYER)), default=0.0)
 
 
+def register_layout() -> Any:
+    """Make the side-by-side layout known to the layout node, which is returned; None in a scene without one.
+
+    Call it when Slicer starts: a scene that was saved in this layout opens in it only where it is known.
+    """
+    found = slicer.util.getNodesByClass("vtkMRMLLayoutNode")
+    if not found:
+        return None
+    if not found[0].IsLayoutDescription(SIDE_BY_SIDE):
+        found[0].AddLayoutDescription(SIDE_BY_SIDE, SIDE_BY_SIDE_XML)
+    return found[0]
+
+
 def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> None:
     """Switch to two linked slices of one orientation: the scan beside its counterfactual.
 
     The layout that the user had is remembered in the layout node, in a saved scene too. With a window, Slicer makes
     the views while it processes the change, before this returns.
     """
-    layout = _layout_node()
+    layout = register_layout()
     if layout is None:
         return
-    if not layout.IsLayoutDescription(SIDE_BY_SIDE):
-        layout.AddLayoutDescription(SIDE_BY_SIDE, SIDE_BY_SIDE_XML)
     if layout.GetViewArrangement() != SIDE_BY_SIDE:
         layout.SetAttribute(_PREVIOUS_LAYOUT, str(layout.GetViewArrangement()))
         layout.SetViewArrangement(SIDE_BY_SIDE)
@@ -159,7 +170,7 @@ def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> 
 
 def leave_side_by_side() -> None:
     """Give the user back the layout from before :func:`enter_side_by_side`."""
-    layout = _layout_node()
+    layout = register_layout()
     if layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE:
         previous = int(layout.GetAttribute(_PREVIOUS_LAYOUT) or slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
         layout.SetViewArrangement(previous)
@@ -167,7 +178,7 @@ def leave_side_by_side() -> None:
 
 def is_side_by_side() -> bool:
     """Whether the side-by-side layout is on."""
-    layout = _layout_node()
+    layout = register_layout()
     return layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE
 
 
@@ -184,8 +195,3 @@ def composites() -> list[Any]:
 
 def _id(node: Any) -> str | None:
     return node.GetID() if node is not None else None
-
-
-def _layout_node() -> Any:
-    found = slicer.util.getNodesByClass("vtkMRMLLayoutNode")
-    return found[0] if found else None

@@ -27,14 +27,16 @@ from GenSegLogic.results import Segmentation
 from GenSegLogic.volume import Volume
 
 from . import display, runs
-from .segmentations import WRITTEN, add_segments, box_of_labels, merged_mask, segment_digest
+from .segmentations import WRITTEN, add_segments, box_of_labels, mask_from_node, merged_mask, segment_digest
 from .tables import SEGMENT_ID, STATUS, column_names, fill_table, read_table, to_ras
 from .volumes import volume_from_node
 
 OPEN, ACCEPTED, REJECTED = "", "accepted", "rejected"
 
-Segmenter = Callable[[Volume, Volume, Volume | None, float], tuple[Segmentation, Sequence[Mapping[str, Any]]]]
-"""``segmenter(image, residual, lungs, threshold_hu)`` -> the segmentation at that threshold and its table rows."""
+Segmenter = Callable[[Mapping[str, Any], Volume, Volume, Volume | None, float],
+                     tuple[Segmentation, Sequence[Mapping[str, Any]]]]
+"""``segmenter(record, image, residual, lungs, threshold_hu)`` -> the segmentation at that threshold and its table rows;
+``record`` is the run's provenance."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ def write_threshold(node: Any, threshold_hu: float, segmenter: Segmenter | None 
                           "in the scene: run it again to move the threshold.")
     lungs_node = runs.related(node, "lungs")
     segmentation, rows = (segmenter or _segment_residual)(
-        volume_from_node(input_node), volume_from_node(residual_node),
-        volume_from_node(lungs_node) if lungs_node is not None else None, float(threshold_hu))
+        runs.provenance_of(node), volume_from_node(input_node), volume_from_node(residual_node),
+        mask_from_node(lungs_node, input_node) if lungs_node is not None else None, float(threshold_hu))
     ids = replace_open_findings(node, segmentation, rows)
     display.set_threshold(residual_node, threshold_hu)
     node.SetAttribute("GenSeg.Threshold", f"{float(threshold_hu):g}")
@@ -242,9 +244,16 @@ def _table(node: Any) -> Any:
     return runs.related(node, "nodules_table")
 
 
-def _segment_residual(image: Volume, residual: Volume, lungs: Volume | None,
+def _segment_residual(record: Mapping[str, Any], image: Volume, residual: Volume, lungs: Volume | None,
                       threshold_hu: float) -> tuple[Segmentation, Sequence[Mapping[str, Any]]]:
-    """GenSegLogic's own segmentation of a residual; imported late, because it may need more than Slicer brings."""
+    """GenSegLogic's own segmentation of a residual; imported late, because it needs more than numpy."""
+    from GenSegLogic.nodules.measure import measure
+    from GenSegLogic.nodules.segments import Finding as Place
     from GenSegLogic.nodules.segments import nodules_from_residual
 
-    return nodules_from_residual(image, residual, lungs, threshold_hu)
+    # Places were recorded where the scan then lay; a transform may have moved it since.
+    moved = image.affine @ np.linalg.inv(record["inputs"]["image"]["affine_ijk_to_lps_mm"])
+    places = [Place(tuple(float(value) for value in (moved @ [*item["center"], 1.0])[:3]),
+                    float(item["radius_mm"]), float(item["probability"])) for item in record["findings"]]
+    segmentation = nodules_from_residual(residual, lungs, places, threshold_hu)
+    return segmentation, measure(image, segmentation, places)

@@ -13,7 +13,7 @@ import vtk
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.results import Segmentation
 from GenSegLogic.segmentation_file import terminology_entry
-from GenSegLogic.volume import Volume
+from GenSegLogic.volume import Volume, resample_like
 
 from .volumes import RAS_TO_LPS, image_from_array, volume_from_node
 
@@ -110,6 +110,22 @@ def mask_from_segment(node: Any, segment_id: str, like: Any) -> Volume:
     grid = volume_from_node(like)
     mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, like)
     return Volume((mask > 0).view(np.uint8), grid.affine, segment.GetName())
+
+
+def mask_from_node(node: Any, like: Any) -> Volume:
+    """A mask that a user chose, on the grid of a volume node: a volume (above zero) or all segments of a segmentation.
+
+    Returns:
+        Volume of uint8, 0 and 1, with the node's name.
+    """
+    grid = volume_from_node(like)
+    if not node.IsA("vtkMRMLSegmentationNode"):
+        mask = resample_like(volume_from_node(node), grid, "nearest").voxels > 0
+    else:
+        mask = np.zeros(grid.shape, bool)
+        for segment_id in node.GetSegmentation().GetSegmentIDs():
+            mask |= mask_from_segment(node, segment_id, like).voxels > 0
+    return Volume(mask.view(np.uint8), grid.affine, node.GetName())
 
 
 Box = tuple[slice, slice, slice]

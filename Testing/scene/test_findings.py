@@ -12,9 +12,9 @@ import slicer_stand_in
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.results import Segmentation
 from GenSegScene import display, findings, runs
-from GenSegScene.segmentations import mask_from_segment
+from GenSegScene.segmentations import mask_from_node, mask_from_segment
 from GenSegScene.tables import read_table
-from GenSegScene.volumes import volume_from_node
+from GenSegScene.volumes import volume_from_node, volume_to_node
 from GenSegScene.writing import results_to_scene
 from slicer_stand_in.application import load_scene, save_scene
 
@@ -32,7 +32,7 @@ def node(nodes):
 def by_value(make_results):
     """A segmenter that is exact on the test's residual: nodule 1 has 120 HU, nodule 2 has 60."""
 
-    def segmenter(image, residual, lungs, threshold_hu):
+    def segmenter(record, image, residual, lungs, threshold_hu):
         results = make_results(image)
         segmentation = results.segmentations["nodules"]
         keep = [segment for segment in segmentation.segments
@@ -92,9 +92,45 @@ def test_renamed_segment_is_kept_and_names_stay_apart(node, make_results):
     assert names(node) == ["Nodule 2", "Nodule 2 (2)"]
 
 
+def test_the_backend_finds_the_same_from_the_stored_residual(plain_chest, linear_transform, make_results):
+    """The default segmenter is GenSegLogic's; its places move along with the scan."""
+    volume = volume_from_node(plain_chest)
+    results = make_results(volume)
+    results.provenance["inputs"] = {"image": {"affine_ijk_to_lps_mm": volume.affine.tolist()}}
+    results.provenance["findings"] = [
+        {"center": [row["center_l_mm"], row["center_p_mm"], row["center_s_mm"]], "radius_mm": 6.0, "probability": 0.9}
+        for row in results.tables["nodules"]]
+    nodes = results_to_scene(results, plain_chest)
+    node = nodes["nodules_segmentation"]
+    for moved in (False, True):
+        if moved:
+            for item in (plain_chest, node, nodes["residual"]):
+                item.SetAndObserveTransformNodeID(linear_transform.GetID())
+        findings.write_threshold(node, 100.0)
+        assert names(node) == ["Nodule 1"]
+        findings.write_threshold(node, 10.0)
+        assert names(node) == ["Nodule 1", "Nodule 2"]
+        labels = results.segmentations["nodules"].labelmap.voxels
+        for label, item in enumerate(findings.findings(node), start=1):
+            np.testing.assert_array_equal(
+                mask_from_segment(node, item.segment_id, plain_chest).voxels, labels == label)
+            table_center = [item.row[f"center_{axis}_mm"] for axis in "ras"]
+            np.testing.assert_allclose(table_center, item.center_ras, atol=np.linalg.norm(plain_chest.GetSpacing()) / 2)
+
+
+def test_a_lung_mask_may_be_a_volume_or_a_segmentation(nodes, plain_chest):
+    segmentation = nodes["nodules_segmentation"]
+    both = mask_from_node(segmentation, plain_chest)
+    expected = sum(mask_from_segment(segmentation, segment_id, plain_chest).voxels
+                   for segment_id in segmentation.GetSegmentation().GetSegmentIDs())
+    np.testing.assert_array_equal(both.voxels, expected)
+    labelmap = volume_to_node(both, "Lungs", like=plain_chest, class_name="vtkMRMLLabelMapVolumeNode")
+    np.testing.assert_array_equal(mask_from_node(labelmap, plain_chest).voxels, expected)
+
+
 def test_failed_threshold_leaves_the_segments(node, make_results):
-    def wrong_size(image, residual, lungs, threshold_hu):
-        segmentation, rows = by_value(make_results)(image, residual, lungs, threshold_hu)
+    def wrong_size(record, image, residual, lungs, threshold_hu):
+        segmentation, rows = by_value(make_results)(record, image, residual, lungs, threshold_hu)
         small = segmentation.labelmap.voxels[:5].copy()
         return Segmentation(type(image)(small, image.affine), segmentation.segments), rows
 
