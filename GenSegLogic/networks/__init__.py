@@ -16,6 +16,8 @@ TARGETS: dict[str, str] = {
     "maisi-velocity": "GenSegLogic.networks.maisi:velocity",
     "tinyvit": "GenSegLogic.networks.tinyvit:tinyvit",
     "resnet": "GenSegLogic.networks.resnet:resnet",
+    "predictor-cnn": "GenSegLogic.networks.predictors:cnn",
+    "predictor-tinyvit": "GenSegLogic.networks.predictors:tinyvit",
 }
 """Short name -> ``module:function`` of a builder. A bundle's ``_target_`` is one of these; nothing else is imported."""
 

@@ -1,0 +1,213 @@
+"""The scan without the nodule: training-free guidance of a frozen rectified flow [N, T, F].
+
+[N] Petersen et al. 2026 (arXiv 2604.08313), [T] Ye et al. 2024 (TFG), [F] Patel et al. 2025 (FlowChef's gradient
+skipping). Where they are silent, METHODS.md decides ("ours"): the gate p(nodule), the latent region of interest outside
+of which the known path is kept, and guidance normalised to the region's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..flow.interpolant import clean_estimate, interpolant, noise_estimate, times
+from ..flow.samplers import invert
+from .models import LatentFlow
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How hard and how long to guide.
+
+    Attributes:
+        start: t0, the noise fraction that the latent is taken to.
+        steps: steps back from t0 to 0; inversion takes as many.
+        strength: mu, length of one guidance step per latent value of the region, relative to the unit deviation.
+        iterations: N_iter, gradient steps on the clean estimate per step.
+        recurrences: N_recur, times that every step is repeated.
+        samples: number of delta in the mean over p(no nodule).
+        smoothing: standard deviation of delta as a fraction of t.
+        through_network: rho > 0 of [T]: add the gradient through the velocity network, as plain guidance does.
+        whole_field: decode the whole field instead of the region.
+        noise: fraction of fresh noise in the starting point; 0 is pure inversion, 1 is a random draw.
+    """
+
+    start: float = 0.6
+    steps: int = 8
+    strength: float = 1.0
+    iterations: int = 3
+    recurrences: int = 1
+    samples: int = 1
+    smoothing: float = 0.1
+    through_network: bool = False
+    whole_field: bool = False
+    noise: float = 0.5
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """What guidance made of one field, all (1, 1, K, J, I) in the normalised scale.
+
+    Attributes:
+        reconstruction: the autoencoder's view of the input; residuals are taken against it, so that its error cancels.
+        image: the same without the nodule.
+        probability_before, probability_after: p(nodule) of both.
+    """
+
+    reconstruction: Tensor
+    image: Tensor
+    probability_before: float
+    probability_after: float
+
+
+def ball(shape: tuple[int, int, int], center: tuple[float, float, float], radius: float, soft: float) -> Tensor:
+    """A soft ball (1, 1, K, J, I) in [0, 1]: 1 within ``radius`` of ``center`` (k, j, i; voxels), 0 ``soft`` beyond."""
+    axes = [torch.arange(n, dtype=torch.float32) - c for n, c in zip(shape, center, strict=True)]
+    k, j, i = torch.meshgrid(*axes, indexing="ij")
+    distance = torch.sqrt(k**2 + j**2 + i**2)
+    return ((radius + soft - distance) / max(soft, 1e-6)).clamp(0, 1)[None, None]
+
+
+def bounding_window(mask: Tensor, multiple: int) -> tuple[slice, ...]:
+    """The smallest box of whole multiples that holds all of a mask (1, 1, K, J, I)."""
+    window = []
+    for axis in range(2, 5):
+        others = tuple(a for a in range(5) if a != axis)
+        inside = torch.nonzero(mask.amax(others) > 0).flatten()
+        first = int(inside[0]) // multiple * multiple
+        last = min(-(-(int(inside[-1]) + 1) // multiple) * multiple, mask.shape[axis])
+        window.append(slice(first, last))
+    return tuple(window)
+
+
+def log_no_nodule(predictor: nn.Module, image: Tensor) -> Tensor:
+    """log p(no nodule) of images (B, 1, K, J, I), shape (B,)."""
+    return F.logsigmoid(-predictor(image).float())
+
+
+def counterfactual(
+    flow: LatentFlow,
+    predictor: nn.Module,
+    image: Tensor,
+    region: Tensor,
+    spacing_mm: float,
+    guidance: Guidance,
+    generator: torch.Generator,
+    callback: Callable[[int, int], None] = lambda step, steps: None,
+) -> Counterfactual:
+    """Paint ``image`` without the nodule in ``region``.
+
+    Args:
+        flow, predictor: frozen models.
+        image: (1, 1, K, J, I) in [0, 1].
+        region: soft mask in [0, 1] of the latent region of interest, (1, 1, K/d, J/d, I/d).
+        spacing_mm: of ``image``, isotropic.
+        guidance: see :class:`Guidance`; ``strength`` 0 is the unguided control.
+        generator: of all noise.
+        callback: called after every step; may raise.
+    """
+    velocity = flow.velocity(spacing_mm)
+    window = bounding_window(region, 4)
+    decoded = (slice(None), slice(None), *((slice(None),) * 3 if guidance.whole_field else window))
+    with torch.no_grad():
+        clean = flow.encode(image)
+        before = float(torch.sigmoid(predictor(flow.decode(clean[decoded]))))
+        rising = times(0.0, guidance.start, guidance.steps)
+        inverted = invert(velocity, clean, rising, lambda step, steps: callback(step, 2 * steps))
+        # The straight path through the input that ends where inversion ended.
+        known_noise = (inverted - (1 - guidance.start) * clean) / guidance.start
+        fresh = _randn_like(clean, generator)
+        start_noise = (1 - guidance.noise**2) ** 0.5 * known_noise + guidance.noise * fresh
+        start_noise = torch.lerp(known_noise, start_noise, region)
+        x = interpolant(clean, start_noise, guidance.start)
+
+    falling = rising[::-1]
+    for step in range(guidance.steps):
+        t, following = falling[step], falling[step + 1]
+        for repeat in range(guidance.recurrences):
+            x_next = _guided_step(
+                flow, velocity, predictor, x, t, following, region, decoded, guidance, generator
+            )
+            known = interpolant(clean, known_noise, following)
+            x_next = torch.lerp(known, x_next, region)
+            if repeat + 1 < guidance.recurrences:
+                s = (1 - t) / (1 - following)
+                x = s * x_next + max(t**2 - s**2 * following**2, 0.0) ** 0.5 * _randn_like(x, generator) * region
+        x = x_next
+        callback(guidance.steps + step + 1, 2 * guidance.steps)
+
+    with torch.no_grad():
+        reconstruction = flow.decode(clean)
+        painted = flow.decode(x)
+        after = float(torch.sigmoid(predictor(flow.decode(x[decoded]))))
+    return Counterfactual(reconstruction, painted, before, after)
+
+
+def _guided_step(
+    flow: LatentFlow,
+    velocity: Callable[[Tensor, float], Tensor],
+    predictor: nn.Module,
+    x: Tensor,
+    t: float,
+    following: float,
+    region: Tensor,
+    decoded: tuple[slice, ...],
+    guidance: Guidance,
+    generator: torch.Generator,
+) -> Tensor:
+    """One step t -> t' of METHODS (a)."""
+    through = guidance.through_network and guidance.strength > 0
+    with torch.set_grad_enabled(through):
+        x = x.detach().requires_grad_(through)
+        v = velocity(x, t)
+        z, noise = clean_estimate(x, v, t), noise_estimate(x, v, t)
+    moved = z.detach()
+    outer = torch.zeros_like(moved)
+    if guidance.strength > 0:
+        for iteration in range(guidance.iterations):
+            source = z if through and iteration == 0 else moved.detach().requires_grad_()
+            objective = _objective(flow, predictor, source, t, decoded, guidance, generator)
+            wanted = [source, x] if source is z else [source]
+            gradients = torch.autograd.grad(objective, wanted)
+            gate = 1 - float(objective.detach().exp())
+            moved = moved + _push(gradients[0], region, gate * guidance.strength / guidance.iterations)
+            if source is z:
+                outer = _push(gradients[1], region, gate * guidance.strength) * t
+    with torch.no_grad():
+        return interpolant(moved, noise.detach(), following) + outer * (1 - following) / (1 - t)
+
+
+def _objective(
+    flow: LatentFlow,
+    predictor: nn.Module,
+    latent: Tensor,
+    t: float,
+    decoded: tuple[slice, ...],
+    guidance: Guidance,
+    generator: torch.Generator,
+) -> Tensor:
+    """L = log mean over delta of p(no nodule | decode(z + delta)) in the decoded window."""
+    part = latent[decoded]
+    logs = []
+    for _ in range(guidance.samples):
+        delta = guidance.smoothing * t * _randn_like(part, generator)
+        # Checkpointing keeps the decoder's activations, the peak of the memory, out of the graph.
+        image = checkpoint(flow.decode, part + delta, use_reentrant=False)
+        logs.append(log_no_nodule(predictor, image))
+    return torch.logsumexp(torch.cat(logs), 0) - torch.log(torch.tensor(float(len(logs))))
+
+
+def _push(gradient: Tensor, region: Tensor, length: float) -> Tensor:
+    """sqrt(n) times the unit vector along the gradient inside the region, times ``length``."""
+    masked = gradient * region
+    n = region.sum() * gradient.shape[1]
+    return length * n.sqrt() * masked / masked.norm().clamp_min(1e-12)
+
+
+def _randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)

@@ -1,0 +1,71 @@
+"""Lungs of a chest CT by threshold and shape: enough to say where to search, not a measurement."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from ..errors import GenSegError
+from ..volume import Volume, canonical_grid, resample
+
+LUNG_GRID_MM = 2.5
+AIR_HU = -420.0
+CLOSING_MM = 14.0
+SMALLEST_LUNG_ML = 150.0
+"""Children and cut-off scans still hold this much lung; bowel gas seldom does."""
+
+
+def lung_mask(image: Volume) -> Volume:
+    """Both lungs with the vessels and nodules inside and against the pleura.
+
+    Works on a 2.5 mm grid: air that does not touch the outside, large components, closed by 14 mm so that nodules
+    against the chest wall are kept.
+
+    Args:
+        image: CT in HU, any orientation.
+
+    Returns:
+        uint8 mask on a 2.5 mm LPS grid that covers ``image``.
+
+    Raises:
+        GenSegError: if there is no lung in the scan.
+    """
+    shape, affine = canonical_grid(image, (LUNG_GRID_MM,) * 3)
+    coarse = resample(image, shape, affine, fill=-1024)
+    air = coarse.voxels < AIR_HU
+    # The outside is air that reaches the border of a slice; the lungs may reach the top and bottom of a cut-off scan.
+    outside = np.zeros_like(air)
+    for k in range(len(air)):
+        labels, _ = ndimage.label(air[k])
+        touching = np.unique(labels[k_border(labels)])
+        outside[k] = np.isin(labels, touching[touching > 0])
+    inside = ndimage.binary_opening(air & ~outside, iterations=1)
+    labels, count = ndimage.label(inside)
+    sizes_ml = ndimage.sum_labels(inside, labels, np.arange(1, count + 1)) * LUNG_GRID_MM**3 / 1000
+    large = [n + 1 for n in np.argsort(sizes_ml)[::-1][:2] if sizes_ml[n] > max(0.12 * sizes_ml.max(), 15.0)]
+    if not large or sizes_ml.max() < SMALLEST_LUNG_ML:
+        raise GenSegError(
+            f"{image.name}: no lung was found; nodules needs a chest CT in HU, or give a lung mask with --lungs."
+        )
+    mask = np.zeros_like(air)
+    for label in large:
+        mask |= close_by(labels == label, CLOSING_MM / LUNG_GRID_MM) & ~outside
+    return Volume(mask.astype(np.uint8), affine, f"lungs of {image.name}")
+
+
+def k_border(labels: np.ndarray) -> np.ndarray:
+    """Boolean mask of the border pixels of one slice."""
+    border = np.zeros(labels.shape, bool)
+    border[[0, -1], :] = border[:, [0, -1]] = True
+    return border
+
+
+def close_by(mask: np.ndarray, radius_voxels: float) -> np.ndarray:
+    """Morphological closing by a ball, and filled holes; the scan's top and bottom count as lung-free."""
+    pad = int(np.ceil(radius_voxels)) + 1
+    padded = np.pad(mask, pad)
+    grown = ndimage.distance_transform_edt(~padded) <= radius_voxels
+    closed = ndimage.distance_transform_edt(grown) > radius_voxels
+    closed = ndimage.binary_fill_holes(closed | padded)
+    inner = slice(pad, -pad)
+    return closed[inner, inner, inner]

@@ -1,0 +1,114 @@
+"""One region of interest: from a point in the scan to the residual round it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import nn
+
+from ..volume import Volume, resample
+from .counterfactual import Counterfactual, Guidance, ball, counterfactual
+from .models import LatentFlow, normalise
+
+REGION_RADIUS = 0.34
+"""Radius of the region of interest as a fraction of the field's edge; the rest of the field is context."""
+RESIDUAL_BLUR_VOXELS = 0.5
+
+
+@dataclass(frozen=True)
+class Region:
+    """What was painted round one point.
+
+    Attributes:
+        center: (3,) LPS mm.
+        residual: HU that the nodule adds, smoothed, on the field's own grid; 0 outside the region.
+        radius_mm: of the region of interest.
+        probability_before, probability_after: p(nodule) of the field and of its counterfactual.
+    """
+
+    center: np.ndarray
+    residual: Volume
+    radius_mm: float
+    probability_before: float
+    probability_after: float
+
+
+def field_volume(image: Volume, center: np.ndarray, spacing_mm: float, voxels: int, orientation: str = "LPS") -> Volume:
+    """A cube of ``voxels`` at an isotropic spacing round ``center`` (LPS mm), along the patient's axes, in HU."""
+    sign = 1.0 if orientation == "LPS" else -1.0
+    directions = np.array([sign, sign, 1.0]) * spacing_mm
+    affine = np.diag([*directions, 1.0])
+    affine[:3, 3] = center - directions * (voxels - 1) / 2
+    return resample(image, (voxels,) * 3, affine, "linear", -1024)
+
+
+def to_tensor(field: Volume, window_hu: tuple[float, float], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Field in HU -> (1, 1, K, J, I) in [0, 1]."""
+    return normalise(torch.from_numpy(np.ascontiguousarray(field.voxels, np.float32)), window_hu)[None, None].to(device)
+
+
+def paint(
+    image: Volume,
+    center: np.ndarray,
+    spacing_mm: float,
+    flow: LatentFlow,
+    predictor: nn.Module,
+    guidance: Guidance,
+    generator: torch.Generator,
+    callback: Callable[[int, int], None] = lambda step, steps: None,
+) -> tuple[Region, Counterfactual]:
+    """Paint the surroundings of ``center`` (LPS mm) without a nodule, at one spacing."""
+    field = field_volume(image, center, spacing_mm, flow.field_voxels, flow.orientation)
+    device = next(flow.autoencoder.parameters()).device
+    latents = flow.field_voxels // flow.downsampling
+    middle, radius = (latents - 1) / 2, REGION_RADIUS * latents
+    region = ball((latents,) * 3, (middle,) * 3, radius - 1, 2.0).to(device)
+    tensor = to_tensor(field, flow.window_hu, device)
+    painted = counterfactual(flow, predictor, tensor, region, spacing_mm, guidance, generator, callback)
+    residual = (painted.reconstruction - painted.image)[0, 0].cpu().numpy() * flow.hu_per_unit
+    residual = ndimage.gaussian_filter(residual, RESIDUAL_BLUR_VOXELS)
+    radius_mm = (radius + 1) * flow.downsampling * spacing_mm
+    distance = np.linalg.norm(np.indices(residual.shape) - (flow.field_voxels - 1) / 2, axis=0) * spacing_mm
+    residual[distance > radius_mm] = 0
+    result = Region(
+        center=np.asarray(center, float),
+        residual=field.with_voxels(residual.astype(np.float32), "residual"),
+        radius_mm=radius_mm,
+        probability_before=painted.probability_before,
+        probability_after=painted.probability_after,
+    )
+    return result, painted
+
+
+def paint_adaptively(
+    image: Volume,
+    center: np.ndarray,
+    flow: LatentFlow,
+    predictor: nn.Module,
+    guidance: Guidance,
+    generator: torch.Generator,
+    threshold_hu: float,
+    callback: Callable[[int, int], None] = lambda step, steps: None,
+) -> Region:
+    """Paint at the finest spacing whose region holds the whole nodule.
+
+    A residual above ``threshold_hu`` that reaches the region's edge asks for the next spacing.
+    """
+    for spacing in flow.spacings_mm:
+        region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, callback)
+        if not reaches_edge(region, threshold_hu):
+            break
+    return region
+
+
+def reaches_edge(region: Region, threshold_hu: float) -> bool:
+    """Whether a good part of the shell under the region's edge lies above the threshold."""
+    voxels = region.residual.voxels
+    spacing = float(region.residual.spacing[0])
+    distance = np.linalg.norm(np.indices(voxels.shape) - (len(voxels) - 1) / 2, axis=0) * spacing
+    shell = (distance < 0.8 * region.radius_mm) & (distance > 0.6 * region.radius_mm)
+    return float((voxels[shell] > threshold_hu).mean()) > 0.06

@@ -1,0 +1,85 @@
+"""From residual to nodules: threshold, components, segments. No model runs here, so a slider can call it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ..results import Code, Segment, Segmentation
+from ..volume import Volume
+
+CATEGORY = Code("SCT", "49755003", "Morphologically Altered Structure")
+TYPE = Code("SCT", "27925004", "Nodule")
+REGION = Code("SCT", "39607008", "Lung")
+COLORS = ((0.90, 0.25, 0.20), (0.95, 0.65, 0.10), (0.20, 0.60, 0.90), (0.55, 0.30, 0.80), (0.15, 0.70, 0.45))
+SMALLEST_MM3 = 8.0
+"""A ball of 2.5 mm: anything smaller is noise."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A place where a nodule is suspected: centre in LPS mm, reach of its region in mm, p(nodule)."""
+
+    center: tuple[float, float, float]
+    radius_mm: float
+    probability: float
+
+
+def nodules_from_residual(
+    residual: Volume, lungs: Volume | None, findings: Sequence[Finding], threshold_hu: float
+) -> Segmentation:
+    """One segment per finding: the component of residual > threshold that the finding points at.
+
+    Args:
+        residual: HU that nodules add, on the input's grid, as ``residual.nrrd`` holds it.
+        lungs: mask on the same grid, or None.
+        findings: in the order of the segments; a finding without any voxel above the threshold has no segment.
+        threshold_hu: absolute, in HU.
+    """
+    labels = np.zeros(residual.shape, np.uint8 if len(findings) < 256 else np.uint16)
+    segments = []
+    for number, finding in enumerate(findings, start=1):
+        window = window_around(residual, np.array(finding.center), finding.radius_mm)
+        above = residual.voxels[window] > threshold_hu
+        if lungs is not None:
+            above &= lungs.voxels[window] > 0
+        above &= labels[window] == 0
+        component = component_at(above, residual, window, finding)
+        if component is None:
+            continue
+        labels[window][component] = number
+        color = COLORS[(number - 1) % len(COLORS)]
+        segments.append(Segment(number, f"Nodule {number}", color, CATEGORY, TYPE, REGION))
+    return Segmentation(residual.with_voxels(labels, "nodules"), tuple(segments))
+
+
+def window_around(volume: Volume, center: np.ndarray, radius_mm: float) -> tuple[slice, ...]:
+    """Slices (k, j, i) of the box that holds a ball; empty where the ball lies outside."""
+    corners = center + radius_mm * np.array(np.meshgrid(*[[-1, 1]] * 3)).reshape(3, -1).T
+    indices = volume.to_indices(corners)[:, ::-1]
+    low = np.floor(indices.min(0)).astype(int)
+    high = np.ceil(indices.max(0)).astype(int) + 1
+    return tuple(slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(low, high, volume.shape, strict=True))
+
+
+def component_at(
+    above: np.ndarray, residual: Volume, window: tuple[slice, ...], finding: Finding
+) -> np.ndarray | None:
+    """The component with most of the residual near the finding, its holes filled; None if there is none."""
+    labels, count = ndimage.label(above, np.ones((3, 3, 3)))
+    if count == 0:
+        return None
+    positions = np.argwhere(above)
+    offset = np.array([part.start for part in window])
+    points = residual.to_lps((positions + offset)[:, ::-1])
+    distance = np.linalg.norm(points - np.array(finding.center), axis=1)
+    weight = residual.voxels[window][above] * np.exp(-0.5 * (distance / (0.35 * finding.radius_mm)) ** 2)
+    mass = np.bincount(labels[above], weight, minlength=count + 1)
+    component = ndimage.binary_fill_holes(labels == int(mass.argmax()))
+    voxel_mm3 = float(np.prod(residual.spacing))
+    if component.sum() * voxel_mm3 < SMALLEST_MM3:
+        return None
+    return component

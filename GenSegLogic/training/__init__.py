@@ -1,0 +1,1 @@
+"""Training: one recipe per bundle that ships, rerun with ``genseg train RECIPE``."""
