@@ -1,0 +1,1 @@
+"""Readers of public data sets, as their own download unpacks them."""
