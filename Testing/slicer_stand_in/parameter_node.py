@@ -115,9 +115,9 @@ class _Parameter:
     def read(self, node: Any) -> Any:
         if self.is_node:
             return node.GetNodeReference(self.name)
-        if not node.HasParameter(self.name) if hasattr(node, "HasParameter") else not node.GetParameter(self.name):
-            return self.default
         text = node.GetParameter(self.name)
+        if not text:
+            return self.default
         if isinstance(self.type, enum.EnumMeta):
             return self.type[text]
         value = json.loads(text)
@@ -158,8 +158,8 @@ def parameterNodeWrapper(cls: type) -> type:
         self._connections = {}
         self._next_tag = 0
         for parameter in parameters.values():
-            if not parameter.is_node and not parameterNode.GetParameter(parameter.name):
-                parameter.write(parameterNode, parameter.default) if parameter.default is not None else None
+            if parameter.default is not None and not parameterNode.GetParameter(parameter.name):
+                parameter.write(parameterNode, parameter.default)
 
     def connectGui(self: Any, gui: Any) -> int:
         shows: list[tuple[_Parameter, Callable[[Any], None]]] = []
