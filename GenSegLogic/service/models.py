@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .exchange import DTYPES
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -15,7 +17,8 @@ class VolumeAnnouncement(_Body):
     """A volume that the client is about to write."""
 
     shape: list[int] = Field(description="Voxel counts in k, j, i order.", min_length=3, max_length=3)
-    dtype: str = Field(description="NumPy's name of the voxel type, e.g. int16.", max_length=16)
+    dtype: str = Field(description="NumPy's name of the voxel type.", max_length=16,
+                       json_schema_extra={"enum": list(DTYPES)})
     affine: list[list[float]] = Field(description="4 by 4, (i, j, k, 1) to patient LPS mm.", min_length=4, max_length=4)
     name: str = Field("volume", description="What messages call it.", max_length=1000)
     metadata: dict[str, Any] = Field({}, description="Plain JSON values, e.g. modality.")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from ..bundles import cache_folder
 from ..errors import GenSegError
 from .client import Client, ServiceGone
 from .wire import TOKEN_VARIABLE
@@ -57,14 +58,14 @@ class ServiceProcess:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             environment: the new process's; None: this one's. Inside Slicer, give the startup environment.
             log_path: where everything that it says goes; the log of the run before is kept with ``.previous`` added.
-                None: a file in a private temporary folder.
+                None: ``service.log`` in GenSeg's cache folder.
             program: what to run, by path, so that a source checkout needs no place on Python's path.
 
         Raises:
             GenSegError: if the process cannot be started.
         """
         private = Path(tempfile.mkdtemp(prefix="genseg-service-"))  # readable by this user only
-        log = Path(log_path).absolute() if log_path is not None else private / "service.log"
+        log = Path(log_path).absolute() if log_path is not None else cache_folder() / "service.log"
         token = secrets.token_urlsafe(32)
         command = [python or sys.executable, str(program), "--device", device, "--parent", str(os.getpid()),
                    "--ready-file", str(private / "ready.json")]
@@ -97,6 +98,7 @@ class ServiceProcess:
                 ready = json.loads((self._private / "ready.json").read_text(encoding="utf-8"))
                 self._pid = int(ready["pid"])
                 self._client = Client(ready["port"], self._token, ready["exchange"], self._why_gone)
+                shutil.rmtree(self._private, ignore_errors=True)
         return self._client
 
     def wait(self, seconds: float = 120.0) -> Client:

@@ -189,7 +189,7 @@ def test_a_warm_engine_has_little_overhead(start, scan: Volume) -> None:
 
 
 def test_tasks_carry_ranges_and_help(client: Client) -> None:
-    [task] = client.tasks()
+    _echo, task = client.tasks()
     assert (task["name"], task["title"], set(task["inputs"])) == ("steps", "Steps", {"image", "mask"})
     parameters = {parameter["name"]: parameter for parameter in task["parameters"]}
     assert parameters["steps"] == {
@@ -241,6 +241,25 @@ def test_old_jobs_and_volumes_are_deleted(scan: Volume, tmp_path: Path) -> None:
     finally:
         service.close()
     assert not service.exchange.folder.exists()
+
+
+def test_every_device_has_a_queue_of_its_own(scan: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two queues on one device, for a second device is rarely there."""
+    from GenSegLogic import tasks
+    from GenSegLogic.service import exchange
+    from GenSegLogic.service.models import JobRequest
+    from GenSegLogic.service.server import Service
+
+    monkeypatch.setitem(tasks.TASKS, "steps", "Testing.service.tiny_service:StepsTask")
+    service = Service(["cpu", "auto"])
+    try:
+        stored = service.volumes.announce(scan.voxels.shape, "int16", scan.affine.tolist(), "small", {})
+        list(exchange.writing(stored.path, scan.voxels))
+        request = JobRequest(task="steps", parameters={}, volumes={"image": stored.id})
+        assert [service.submit(request).device for _number in range(4)] == ["cpu", "auto", "cpu", "auto"]
+        assert service.submit(request.model_copy(update={"device": "auto"})).device == "auto"
+    finally:
+        service.close()
 
 
 def test_the_log_tells_no_secrets(shared_service: ServiceProcess, client: Client, scan: Volume) -> None:

@@ -143,7 +143,7 @@ def test_polling_until_ready_takes_no_time(start) -> None:
 
 def test_a_service_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(GenSegError, match="cannot be started with no-such-python"):
-        ServiceProcess.start(python="no-such-python")
+        ServiceProcess.start(python="no-such-python", log_path=tmp_path / "log")
     broken = tmp_path / "broken.py"
     broken.write_text("import sys; sys.exit('The service needs fastapi: install it.')")
     service = ServiceProcess.start(program=broken, log_path=tmp_path / "log")

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from GenSegLogic.service import Client, exchange
 from GenSegLogic.service.wire import TOKEN_VARIABLE
@@ -123,6 +125,21 @@ def test_malformed_body(client: Client, path: str, body: bytes) -> None:
     assert _ask(client, "POST", path, body, **{"Content-Type": "application/json"})[0] in (400, 422)
 
 
+_PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_JSON = st.recursive(_PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner,
+                                                                                       max_size=4), max_leaves=12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(["shape", "dtype", "affine", "name", "metadata", "task", "parameters", "volumes", "device"]),
+       value=_JSON)
+def test_any_json_gets_a_sentence(client: Client, key: str, value: Any) -> None:
+    job = {"task": "steps", "parameters": {}, "volumes": {"image": "x"}}
+    right = _announcement() if key in _announcement() else job
+    status, _detail = _post(client, "/volumes" if "shape" in right else "/jobs", right | {key: value})
+    assert status in (201, 400, 404, 413, 422)
+
+
 def _submit_file(client: Client, make) -> str:
     """Announce a volume, let ``make`` put something in its place, and return why the job is refused."""
     stored = _announced(client)
@@ -193,7 +210,7 @@ def test_a_file_changed_while_its_job_waits_fails_that_job_only(client: Client, 
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"task": "nothing"}, "There is no task 'nothing'; the tasks are steps."),
+    ({"task": "nothing"}, "There is no task 'nothing'; the tasks are echo, steps."),
     ({"task": "../steps"}, "no task"),
     ({"task": "os:system"}, "no task"),
     ({"parameters": {"steps": 0}}, "steps is 0, but must be between 1 and 10000"),
