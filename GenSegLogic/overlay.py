@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,11 @@ class Plane:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Spot:
+    """Where a segment lies: its centre in LPS mm, its largest extent along the patient's axes in mm, its voxels."""
+
     segment: Segment
-    centre: np.ndarray  # LPS mm
+    centre: np.ndarray
     extent_mm: float
     voxels: int
 
@@ -88,21 +91,21 @@ def write_overlay(results: Results, image: Volume, path: Path) -> None:
     from matplotlib.figure import Figure
 
     segmentation = next(iter(results.segmentations.values()), None)
-    findings = _findings(segmentation)
+    found = spots(segmentation)
     window = display_window(image)
     low, high = _bounds(image)
-    focus = findings[0].centre if findings else (low + high) / 2
-    close_up = _close_up(findings[0], image) if findings else None
+    focus = found[0].centre if found else (low + high) / 2
+    nearest = close_up(found[0]) if found else None
 
     tiles: list[tuple[Volume, Plane, str, str]] = []  # volume, plane, title, title colour
     for view in (AXIAL, CORONAL, SAGITTAL):
         tiles.append((image, _full_view(view, image, focus), view.name, "white"))
-    for finding in findings[:_MAXIMUM_ZOOMS]:
-        tiles.append((image, _close_up(finding, image), finding.segment.name, _hex(finding.segment.color)))
+    for spot in found[:_MAXIMUM_ZOOMS]:
+        tiles.append((image, close_up(spot), spot.segment.name, _hex(spot.segment.color)))
     for stem, volume in results.volumes.items():
         if volume is image:
             continue  # a phantom's scan is both
-        plane = close_up or _full_view(AXIAL, volume, focus)
+        plane = nearest or _full_view(AXIAL, volume, focus)
         tiles.append((volume, plane, f"{stem} (SYNTHETIC)" if stem in results.synthetic else stem, "white"))
 
     rows = -(-len(tiles) // _COLUMNS)
@@ -113,7 +116,7 @@ def write_overlay(results: Results, image: Volume, path: Path) -> None:
         axes.set_axis_off()
     for axes, (volume, plane, title, color) in zip(all_axes, tiles, strict=False):
         is_map = volume is not image and title in results.volumes  # a residual, a confidence: not an image
-        limits = _map_limits(volume) if is_map else window
+        limits = map_limits(volume) if is_map else window
         axes.imshow(plane.sample(volume, order=1), cmap="inferno" if is_map else "gray", vmin=limits[0], vmax=limits[1],
                     interpolation="nearest")
         axes.set_title(title, color=color, fontsize=11)
@@ -125,6 +128,40 @@ def write_overlay(results: Results, image: Volume, path: Path) -> None:
     figure.savefig(path, facecolor="black", metadata={"Software": None})
 
 
+def draw_layer(
+    plane: Plane,
+    volume: Volume | None = None,
+    limits: tuple[float, float] = (0.0, 1.0),
+    outlines: Sequence[tuple[Segmentation, tuple[float, float, float] | None]] = (),
+    is_map: bool = False,
+) -> bytes:
+    """One plane as a PNG without margins, for pages that lay pictures over each other.
+
+    Args:
+        volume: what is shown, from ``limits[0]`` to ``limits[1]``; None: nothing, the picture is transparent.
+        outlines: segmentations to outline, each in one colour, or in those of its segments (None).
+        is_map: show a quantity (inferno) and not an image (grey).
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4, 4 * plane.height_mm / plane.width_mm), dpi=100, facecolor="none")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    picture = np.zeros((2, 2)) if volume is None else plane.sample(volume, order=1)
+    columns, rows = round(plane.width_mm / plane.pixel_mm), round(plane.height_mm / plane.pixel_mm)
+    axes.imshow(picture, cmap="inferno" if is_map else "gray", vmin=limits[0], vmax=limits[1],
+                alpha=0.0 if volume is None else 1.0, extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
+    for segmentation, color in outlines:
+        _draw_outlines(axes, segmentation, plane, color)
+    if volume is None:
+        _draw_directions(axes, plane)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def display_window(image: Volume) -> tuple[float, float]:
     """Lowest and highest value shown: the bulk of the voxels, without padding such as -3024 and without metal."""
     values = image.voxels[:: max(1, image.shape[0] // 64), ::4, ::4].astype(np.float32).ravel()
@@ -134,19 +171,20 @@ def display_window(image: Volume) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-6))
 
 
-def _map_limits(volume: Volume) -> tuple[float, float]:
+def map_limits(volume: Volume) -> tuple[float, float]:
+    """Lowest and highest value shown of a residual or a confidence; 0 is always among them."""
     low, high = float(min(0, volume.voxels.min())), float(volume.voxels.max())
     return low, max(high, low + 1e-6)
 
 
-def _findings(segmentation: Segmentation | None) -> list[_Finding]:
+def spots(segmentation: Segmentation | None) -> list[Spot]:
     """Segments with voxels, largest first."""
     from scipy.ndimage import find_objects
 
     if segmentation is None:
         return []
     labelmap = segmentation.labelmap
-    boxes = find_objects(labelmap.voxels.astype(np.int32, copy=False))
+    boxes = find_objects(labelmap.voxels)
     found = []
     for segment in segmentation.segments:
         box = boxes[segment.label - 1] if segment.label <= len(boxes) else None
@@ -155,8 +193,8 @@ def _findings(segmentation: Segmentation | None) -> list[_Finding]:
         indices = np.argwhere(labelmap.voxels[box] == segment.label) + [part.start for part in box]
         points = labelmap.to_lps(indices[:, ::-1])
         extent = float(np.ptp(points, axis=0).max() + labelmap.spacing.max())
-        found.append(_Finding(segment, points.mean(axis=0), extent, len(indices)))
-    return sorted(found, key=lambda finding: -finding.voxels)
+        found.append(Spot(segment, points.mean(axis=0), extent, len(indices)))
+    return sorted(found, key=lambda spot: -spot.voxels)
 
 
 def _bounds(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
@@ -175,17 +213,20 @@ def _full_view(view: View, volume: Volume, focus: np.ndarray) -> Plane:
     return Plane(view, centre, width, height, max(width, height) / _FULL_VIEW_PIXELS)
 
 
-def _close_up(finding: _Finding, image: Volume) -> Plane:
-    size = max(_MINIMUM_ZOOM_MM, 1.5 * finding.extent_mm)
-    return Plane(AXIAL, finding.centre, size, size, size / _ZOOM_PIXELS)
+def close_up(spot: Spot) -> Plane:
+    """The axial plane through a spot, with something of its surroundings."""
+    size = max(_MINIMUM_ZOOM_MM, 1.5 * spot.extent_mm)
+    return Plane(AXIAL, spot.centre, size, size, size / _ZOOM_PIXELS)
 
 
-def _draw_outlines(axes: Axes, segmentation: Segmentation, plane: Plane) -> None:
+def _draw_outlines(
+    axes: Axes, segmentation: Segmentation, plane: Plane, color: tuple[float, float, float] | None = None
+) -> None:
     labels = plane.sample(segmentation.labelmap, order=0)
     for segment in segmentation.segments:
         mask = labels == segment.label
         if mask.any() and not mask.all():
-            axes.contour(mask, levels=[0.5], colors=[segment.color], linewidths=1.2)
+            axes.contour(mask, levels=[0.5], colors=[color or segment.color], linewidths=1.2)
 
 
 def _draw_directions(axes: Axes, plane: Plane) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import __version__, provenance
@@ -12,6 +12,7 @@ from ..tasks import load
 from .console import Console
 from .evaluate import add_own_arguments
 from .options import add_directory_option, checked_directory, seed
+from .run_task import tell
 
 _OWN_ARGUMENTS = ("command", "task_name", "quiet", "json", "kind", "output", "seed")
 
@@ -28,23 +29,34 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Draw the phantom and save it like any result, marked as synthetic."""
-    from ..phantoms import KINDS
-
     directory = checked_directory(arguments.output)
     options = {name: value for name, value in vars(arguments).items() if name not in _OWN_ARGUMENTS}
     console.progress(0.0, f"Drawing a {arguments.kind} phantom")
-    parts = load(KINDS[arguments.kind])(arguments.seed, **options)
+    results = make_phantom(arguments.kind, arguments.seed, options)
+    files = results.save(directory, next(iter(results.volumes.values())))
+    tell(console, results, files)
+    return {"phantom": arguments.kind, "directory": directory.absolute(), "files": files, "summary": results.summary}
+
+
+def make_phantom(kind: str, seed: int, options: Mapping[str, Any] | None = None) -> Results:
+    """A phantom as results: its scan, first among the volumes, and its truth.
+
+    Args:
+        options: what the kind's own arguments give; None: their defaults.
+    """
+    from ..phantoms import KINDS
+
+    if options is None:
+        parser = argparse.ArgumentParser()
+        add_own_arguments(parser, KINDS, [kind])
+        options = vars(parser.parse_args([]))
+    parts = load(KINDS[kind])(seed, **options)
     volumes = {stem: part for stem, part in parts.items() if not isinstance(part, Segmentation)}
-    results = Results(
+    return Results(
         volumes=volumes,
         segmentations={stem: part for stem, part in parts.items() if isinstance(part, Segmentation)},
         synthetic=frozenset(volumes),
-        summary=f"A procedural {arguments.kind} phantom, seed {arguments.seed}; no patient.",
-        provenance={"genseg": __version__, "notice": provenance.NOTICE, "phantom": arguments.kind,
-                    "seed": arguments.seed, "options": options, "versions": provenance.versions()},
+        summary=f"A procedural {kind} phantom, seed {seed}; no patient.",
+        provenance={"genseg": __version__, "notice": provenance.NOTICE, "phantom": kind, "seed": seed,
+                    "options": options, "versions": provenance.versions()},
     )
-    files = results.save(directory, next(iter(volumes.values()), None))
-    console.say(results.summary)
-    for path in files.values():
-        console.say(f"  {path}")
-    return {"phantom": arguments.kind, "directory": directory.absolute(), "files": files, "summary": results.summary}

@@ -330,3 +330,54 @@ def test_a_recipe_gets_its_folder_minutes_and_seed(
 def test_tables_are_aligned() -> None:
     lines = evaluate.format_table([{"a": "x", "b": 1}, {"a": "long", "b": 22.5, "c": [1.0, 2.0]}])
     assert lines == ["a        b  c", "x        1", "long  22.5  [1, 2]"]
+
+
+# The demo
+
+
+@pytest.fixture
+def demo_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's own code around a task and a phantom that take no time."""
+    from GenSegLogic.phantoms import KINDS
+
+    monkeypatch.setitem(TASKS, "nodules", TARGET)
+    monkeypatch.setitem(KINDS, "chest", f"{__name__}:chest_phantom")
+
+
+def chest_phantom(seed: int, radius: int, count: int) -> dict[str, Any]:
+    """Two spots that the threshold finds, the second of them smaller than found, and one that it misses."""
+    image = bright_scan("image")
+    truth = np.where(image.voxels == 300, 4, 0).astype(np.uint8)
+    truth[7:9, 12:15, 15:20] = 7
+    truth[0, :2, :2] = 9
+    code = Code("SCT", "27925004", "Nodule")
+    segments = tuple(Segment(label, f"true & {label}", (1, 0, 0), code, code) for label in (4, 7, 9))
+    return {"image": image, "nodules": Segmentation(image.with_voxels(truth, "truth"), segments)}
+
+
+def test_the_demo_writes_a_page_that_needs_nothing_else(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_parts: None
+) -> None:
+    code, out, err = run(capsys, "demo", "-o", tmp_path / "demo", "--json")
+    assert (code, err) == (0, [])
+    page = (tmp_path / "demo" / "demo.html").read_text(encoding="utf-8")
+    assert str(tmp_path / "demo" / "demo.html") in out[-2] and "demo.html" in json.loads(out[-1])["files"]
+    assert "http:" not in page and "https:" not in page and "src=\"data:image/png;base64," in page
+    assert page.count('class="card"') == 2 and page.count(">SYNTHETIC<") == 2
+    cells = [[cell.split("<")[0] for cell in row.split(">") if cell.split("<")[0].strip()]
+             for row in page.split("<table>")[1].split("</table>")[0].split("</tr>")]
+    assert [row[-3:] for row in cells if row][1:] == [
+        ["true &amp; 4", "9.3", "1.00"], ["true &amp; 7", "6.9", "0.80"], ["true &amp; 9", "3.5", "0"]]
+    assert cells[3][0] == "missed"
+    assert (tmp_path / "demo" / "phantom" / "nodules.seg.nrrd").is_file()
+    assert not list((tmp_path / "demo").glob(".*"))
+
+
+def test_the_demo_takes_a_scan_and_then_knows_no_truth(
+    capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path, demo_parts: None
+) -> None:
+    code, _, err = run(capsys, "demo", scan, "-o", tmp_path / "demo", "--quiet")
+    page = (tmp_path / "demo" / "demo.html").read_text(encoding="utf-8")
+    assert (code, err) == (0, [])
+    assert "Scan: scan.nrrd." in page and "the truth" not in page and "Dice" not in page
+    assert not (tmp_path / "demo" / "phantom").exists()
