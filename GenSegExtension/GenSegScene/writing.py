@@ -8,7 +8,8 @@ from typing import Any
 
 import slicer
 
-from GenSegLogic.progress import Progress, part, silent
+from GenSegLogic.errors import GenSegError
+from GenSegLogic.progress import Progress, silent
 from GenSegLogic.results import Results
 
 from . import display, runs
@@ -40,9 +41,11 @@ def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, 
         (``nodules_segmentation``) and ``<stem>_table`` (``nodules_table``).
 
     Raises:
-        GenSegError: the input changed its size while the job ran.
+        GenSegError: the input changed its size or left the scene while the job ran.
     """
     name = input_node.GetName()
+    if not slicer.mrmlScene.IsNodePresent(input_node):
+        raise GenSegError(f"{name} left the scene while the job ran: load it again and run it again.")
     nodes: dict[str, Any] = {}
     total = max(1, len(results.volumes) + len(results.segmentations) + len(results.tables))
 
@@ -79,7 +82,7 @@ def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, 
         runs.link(nodes, {runs.INPUT: input_node, **(inputs or {})}, run, results.provenance)
         for node in nodes.values():
             runs.place_under(node, input_node)
-        part(progress, 0.0, 1.0)(1.0, "Results are in the scene")
+        progress(1.0, "Results are in the scene")
         if show:
             transaction.on_undo(_views_as_they_are())
             display.show_in_views(input_node, nodes.get("counterfactual"), nodes.get(_RESIDUAL))

@@ -11,11 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "GenSegExtension"), str(ROOT)]
 
-pytest.importorskip("slicer", reason="slicer-core is not installed")
+try:
+    import slicer_stand_in
 
-import slicer_stand_in  # noqa: E402
+    slicer = slicer_stand_in.install()
+except ImportError:  # there is no slicer-core for this Python or this system
+    collect_ignore_glob = ["test_*.py"]
 
-slicer = slicer_stand_in.install()
+
+def pytest_report_header() -> str:
+    """Say when scene tests are left out, since files that are not collected leave no other trace."""
+    return "scene tests left out: slicer-core is not installed" if "collect_ignore_glob" in globals() else ""
 
 
 @pytest.fixture(autouse=True)

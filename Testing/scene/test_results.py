@@ -7,6 +7,7 @@ import pytest
 import slicer
 import vtk
 
+import slicer_stand_in
 from GenSegLogic.errors import Cancelled, GenSegError
 from GenSegLogic.results import Results
 from GenSegScene import display, runs
@@ -171,6 +172,15 @@ def test_failure_leaves_the_scene_as_it_was(plain_chest, make_results):
     before = snapshot()
     slicer.util.updateVolumeFromArray(plain_chest, np.zeros((3, 4, 5), np.int16))  # the user cropped the scan meanwhile
     with pytest.raises(GenSegError, match=r"Chest.*changed while the job ran"):
+        results_to_scene(results, plain_chest)
+    assert snapshot() == before
+
+
+def test_a_closed_scene_stays_empty(plain_chest, make_results):
+    results = make_results(volume_from_node(plain_chest))
+    slicer_stand_in.clear_scene()
+    before = snapshot()
+    with pytest.raises(GenSegError, match="Chest left the scene"):
         results_to_scene(results, plain_chest)
     assert snapshot() == before
 
