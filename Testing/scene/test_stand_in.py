@@ -111,3 +111,12 @@ def test_startup_callbacks_and_rendering_pauses():
     with slicer.util.RenderBlocker():
         pass
     assert slicer.app.layoutManager() is None and slicer.app.testingEnabled()
+
+
+def test_data_nodes_enter_the_subject_hierarchy_at_once():
+    for _ in range(2):
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Chest")
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+        item = hierarchy.GetItemByDataNode(node)
+        assert item != hierarchy.GetInvalidItemID() and hierarchy.GetItemName(item) == "Chest"
+        slicer_stand_in.clear_scene()

@@ -65,6 +65,7 @@ class Application:
             if not scene.GetNodeByID("vtkMRMLColorTableNodeGrey"):
                 slicer.modules.colors.logic().AddDefaultColorNodes()
         slicer.vtkMRMLSliceNode.AddDefaultSliceOrientationPresets(scene)
+        scene.AddObserver(slicer.vtkMRMLScene.NodeAddedEvent, _add_to_subject_hierarchy)
         self._layout_logic = slicer.vtkMRMLLayoutLogic()
         self._layout_logic.SetMRMLScene(scene)
         self.update_views()
@@ -161,6 +162,18 @@ def load_scene(path: Path) -> None:
     slicer.mrmlScene.Clear(False)
     if not slicer.mrmlScene.ReadFromMRB(str(path), False, None):
         raise OSError(f"the scene could not be read from {path}")
+
+
+@vtk.calldata_type(vtk.VTK_OBJECT)
+def _add_to_subject_hierarchy(scene: Any, event: str, node: Any) -> None:
+    """Give data nodes their place in the hierarchy at once, as the application's plugin logic does."""
+    import slicer
+
+    shown = ("vtkMRMLDisplayableNode", "vtkMRMLTableNode", "vtkMRMLTextNode")
+    if any(node.IsA(name) for name in shown) and not node.GetHideFromEditors() and not scene.IsImporting():
+        hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+        if hierarchy.GetItemByDataNode(node) == hierarchy.GetInvalidItemID():
+            hierarchy.CreateItem(hierarchy.GetSceneItemID(), node)
 
 
 @contextlib.contextmanager
