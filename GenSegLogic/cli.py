@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GenSegError as error:
         console.fail(str(error))
         return 1
+    except OSError as error:
+        console.fail(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}.")
+        return 1
     # The last resort of the process: a defect of ours also ends in one sentence and not in a traceback.
     except Exception as error:
         if os.environ.get("GENSEG_DEBUG"):

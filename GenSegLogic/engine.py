@@ -92,7 +92,10 @@ class Engine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that networks are loaded in: float32, or half precision after a step down on a GPU."""
+        """The precision that networks are loaded in: float32, or half precision after a step down on a GPU.
+
+        Tasks may feed float32 to half-precision networks; what comes out may be in half precision.
+        """
         if self._attempt is not None:
             return self._attempt.dtype
         return _torch().float32
@@ -202,7 +205,7 @@ class Engine:
             if reason:
                 continue
             try:
-                with _reproducible(task.seed, attempt.device):
+                with _reproducible(task.seed, attempt.device), _precision(attempt):
                     return attempt.task.run(volumes, self, progress)
             except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
                 if not _is_out_of_memory(error):
@@ -314,6 +317,12 @@ def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
             torch.backends.cudnn.benchmark = before[2]
+
+
+def _precision(attempt: Attempt) -> contextlib.AbstractContextManager[Any]:
+    """In half precision, cast what meets the networks and keep sums and norms in float32: tasks need not care."""
+    torch = _torch()
+    return torch.autocast(attempt.device.type, attempt.dtype, enabled=attempt.dtype != torch.float32)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

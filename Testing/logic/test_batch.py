@@ -149,6 +149,15 @@ def test_masks_come_from_a_folder_by_the_cases_name(tmp_path: Path, capsys: pyte
     assert "1 of 2 cases failed (b)" in capsys.readouterr().err
 
 
+def test_a_folder_in_the_tables_way_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_scan(tmp_path / "in", "a.nrrd")
+    (tmp_path / "out" / "threshold.csv" / "mine").mkdir(parents=True)
+    assert run("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("genseg: ") and error.count("\n") == 1 and "threshold.csv" in error
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "threshold.csv"]
+
+
 def test_a_gpu_that_is_not_there_is_said_once(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("batch", "threshold", scans, "-o", tmp_path / "out", "--device", "cuda:63") == 1
     captured = capsys.readouterr()

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import GenSegLogic
+import GenSegLogic.engine as engine_module
 from GenSegLogic import Cancelled, Engine, GenSegError, Results, Volume, memory, provenance
 from GenSegLogic.bundles import find_bundle
 from GenSegLogic.bundles.folders import cached_bundles_folder
-from GenSegLogic.engine import ladder
+from GenSegLogic.engine import Attempt, ladder
 from GenSegLogic.progress import Progress
 from GenSegLogic.task import parameter
 from Testing.logic.bundle_samples import write_sample
@@ -41,7 +42,7 @@ class NetworkTask(ThresholdTask):
         scores = []
         voxels = torch.randn(1, 1, 32, 32)  # from the global generator, which the engine seeds
         for name in filter(None, (self.bundle, self.second)):
-            scores.append(engine.networks(name).networks["predictor"](voxels.to(engine.device, engine.dtype)).sum())
+            scores.append(engine.networks(name).networks["predictor"](voxels.to(engine.device)).sum())
         if self.window > self.fail_above:
             if self.failure == "numpy":
                 np.empty(2**60, np.uint8)
@@ -186,6 +187,21 @@ def test_the_ladder_from_a_gpu_is_window_then_precision_then_cpu() -> None:
         (16, "cpu", 4)]
     assert [rung.change for rung in rungs] == [
         "", *["with a smaller window"] * 2, "in half precision", "on the CPU", *["with a smaller window"] * 2]
+
+
+def test_a_task_that_feeds_float32_runs_in_half_precision_as_well(
+    bundles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rung of the ladder that this machine, without a GPU, would not reach: here on the CPU."""
+    task = NetworkTask(bundle=bundles[0], second=bundles[1])
+    full = Engine("cpu").run(task, bright_scan())
+    half = [Attempt(task, torch.device("cpu"), torch.bfloat16, "in half precision")]
+    monkeypatch.setattr(engine_module, "ladder", lambda task, device: half)
+    results = Engine("cpu").run(task, bright_scan())
+    assert results.provenance["precision"] == "bfloat16"
+    numbers = [[float(word) for word in outcome.summary.split("networks ")[1].split()] for outcome in (full, results)]
+    assert numbers[0] != numbers[1]
+    assert np.allclose(*numbers, rtol=0.05, atol=0.05)
 
 
 def test_free_memory_is_no_more_than_the_machine_has() -> None:
