@@ -27,7 +27,7 @@ from ..errors import GenSegError
 
 PREFIX = "genseg-exchange-"
 OWNER_FILE = "owner.json"
-CHUNK_BYTES = 16 << 20  # some 10 ms of copying, so that a window that writes chunk by chunk stays alive
+CHUNK_BYTES = 8 << 20  # some 10 ms of copying, so that a window that writes chunk by chunk stays alive
 
 # What numpy lets through when it parses a header that is not one.
 _HEADER_ERRORS = (ValueError, KeyError, SyntaxError, TypeError, EOFError, RecursionError, MemoryError,

@@ -211,9 +211,11 @@ class JobQueue:
             _finish(job, "cancelled")
         except GenSegError as error:
             _finish(job, "failed", str(error))
-        except Exception as error:  # a task's own bug is that job's failure, not the end of the service
+        except (Exception, SystemExit) as error:  # a task's own bug is that job's failure, not the end of the service
             logger.exception("job %s failed", job.id)
-            _finish(job, "failed", _sentence(error))
+            if "CUDA error" in str(error):  # every later call fails as well, until the process is another
+                self.problem = "The GPU has stopped working; restart the GenSeg service."
+            _finish(job, "failed", self.problem or _sentence(error))
         with self._changed:
             if job.state != "done" or job.deleted:
                 _discard(job)

@@ -88,7 +88,7 @@ class HealthAnswer(BaseModel):
     """Whether and where the service can work."""
 
     version: str
-    status: str = Field(description="starting, ready or failed.")
+    status: str = Field(description="starting, ready, or failed: then it must be restarted.")
     busy: bool
     device: str | None = Field(description="The first device.")
     devices: list[DeviceAnswer]

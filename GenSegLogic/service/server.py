@@ -221,7 +221,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
     def health() -> HealthAnswer:
         """Version, device, memory, busy."""
         devices = [_describe_device(queue) for queue in service.queues.values()]
-        ready = any(one.device for one in devices)
+        ready = any(one.device and not one.problem for one in devices)
         failed = all(one.problem for one in devices)
         return HealthAnswer(version=__version__, status="ready" if ready else "failed" if failed else "starting",
                             busy=any(one.jobs for one in devices), device=devices[0].device, devices=devices,

@@ -95,7 +95,7 @@ def test_cancel_stops_within_one_step(client: Client, scan: Volume) -> None:
     job.cancel()
     assert time.monotonic() - started < 0.5
     assert job.wait().state == "cancelled"
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 5.0  # 1000 steps would take 100 s
     with pytest.raises(Cancelled):
         job.results()
     with pytest.raises(GenSegError, match="no results: it is cancelled"):
@@ -128,6 +128,7 @@ def test_progress_that_raises_cancels_the_job(client: Client, scan: Volume) -> N
 @pytest.mark.parametrize(("how", "said"), [
     ("sentence", "small has nothing to negate."),
     ("bug", "The task stopped unexpectedly (ZeroDivisionError: a bug); see the service's log."),
+    ("leave", "The task stopped unexpectedly (SystemExit: a library's way out); see the service's log."),
     ("memory", "The memory"),
 ])
 def test_a_failure_is_one_sentence_and_the_next_job_works(client: Client, scan: Volume, how: str, said: str) -> None:
@@ -195,7 +196,7 @@ def test_tasks_carry_ranges_and_help(client: Client) -> None:
     assert parameters["steps"] == {
         "name": "steps", "type": {"type": "integer"}, "default": 3, "help": "How many steps.", "minimum": 1,
         "maximum": 10000, "choices": None, "unit": ""}
-    assert parameters["fail"]["choices"] == ["no", "sentence", "bug", "memory", "exit"]
+    assert parameters["fail"]["choices"] == ["no", "sentence", "bug", "leave", "memory", "gpu", "exit"]
     assert parameters["points"]["type"]["type"] == "array" and parameters["points"]["default"] == []
 
 
@@ -260,6 +261,14 @@ def test_every_device_has_a_queue_of_its_own(scan: Volume, monkeypatch: pytest.M
         assert service.submit(request.model_copy(update={"device": "auto"})).device == "auto"
     finally:
         service.close()
+
+
+def test_a_gpu_that_has_stopped_working_fails_every_job_until_a_restart(start, scan: Volume) -> None:
+    client = start().wait()
+    for how in ("gpu", "no"):
+        with pytest.raises(GenSegError, match="The GPU has stopped working; restart the GenSeg service"):
+            client.run("steps", {"fail": how}, {"image": scan})
+    assert client.health()["status"] == "failed"
 
 
 def test_the_log_tells_no_secrets(shared_service: ServiceProcess, client: Client, scan: Volume) -> None:

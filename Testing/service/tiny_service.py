@@ -40,7 +40,7 @@ class StepsTask(Task):
 
     steps: int = parameter(3, "How many steps.", minimum=1, maximum=10000)
     seconds: float = parameter(0.0, "How long each takes.", minimum=0.0, maximum=10.0, unit="s")
-    fail: str = parameter("no", "How it ends.", choices=("no", "sentence", "bug", "memory", "exit"))
+    fail: str = parameter("no", "How it ends.", choices=("no", "sentence", "bug", "leave", "memory", "gpu", "exit"))
     points: tuple[tuple[float, float, float], ...] = parameter((), "Where to look.", unit="mm")
     bundle: str = parameter("", "A bundle.")
 
@@ -58,6 +58,10 @@ class StepsTask(Task):
             raise GenSegError(f"{image.name} has nothing to negate.")
         if self.fail == "bug":
             raise ZeroDivisionError("a bug\nwith a second line")
+        if self.fail == "leave":
+            sys.exit("a library's way out")
+        if self.fail == "gpu":  # the text that PyTorch gives; a real one needs a broken GPU
+            raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")
         if self.fail == "memory":
             import torch
 
