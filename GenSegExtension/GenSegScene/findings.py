@@ -251,6 +251,9 @@ def _segment_residual(record: Mapping[str, Any], image: Volume, residual: Volume
     from GenSegLogic.nodules.segments import Finding as Place
     from GenSegLogic.nodules.segments import nodules_from_residual
 
+    if "findings" not in record:
+        raise GenSegError(f"The results of {image.name} do not say where their findings lie: run it again to move the "
+                          "threshold.")
     # Places were recorded where the scan then lay; a transform may have moved it since.
     moved = image.affine @ np.linalg.inv(record["inputs"]["image"]["affine_ijk_to_lps_mm"])
     places = [Place(tuple(float(value) for value in (moved @ [*item["center"], 1.0])[:3]),

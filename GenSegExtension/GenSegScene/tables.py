@@ -19,6 +19,7 @@ _TITLES = {
     "short_axis_mm": "Short axis (mm)",
     "mean_axis_mm": "Mean axis (mm)",
     "volume_mm3": "Volume (mm³)",
+    "solid_percent": "Solid (%)",
     "mean_hu": "Mean HU",
 }
 

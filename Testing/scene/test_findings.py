@@ -146,6 +146,12 @@ def test_threshold_needs_the_residual(nodes, node, make_results):
         findings.write_threshold(node, 10.0, by_value(make_results))
 
 
+def test_threshold_needs_to_know_the_places(node):
+    with pytest.raises(GenSegError, match="Chest do not say where"):
+        findings.write_threshold(node, 10.0)
+    assert names(node) == ["Nodule 1", "Nodule 2"]
+
+
 def test_ownership_survives_saving(nodes, node, plain_chest, make_results, tmp_path):
     first, second = node.GetSegmentation().GetSegmentIDs()
     findings.set_status(node, first, findings.REJECTED)
