@@ -210,6 +210,8 @@ def geometry(affine: np.ndarray) -> tuple[list[float], list[float], list[float]]
     if not np.isfinite(affine).all() or (spacing <= 0).any():
         raise ValueError("the affine has an axis of no length")
     direction = columns / spacing
+    # ITK inverts with a singular value decomposition that fails where entries are as small as 1e-200.
+    direction[np.abs(direction) < 1e-15] = 0
     if shear(affine) > SHEAR_LIMIT:
         raise ValueError("the affine is sheared")
     return np.asarray(affine, float)[:3, 3].tolist(), spacing.tolist(), direction.ravel().tolist()

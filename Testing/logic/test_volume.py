@@ -211,6 +211,13 @@ def test_slabs_of_a_tall_volume_meet_without_a_seam() -> None:
     assert np.array_equal(result.voxels[:, 300, 500], np.arange(39) * 10 + 5)
 
 
+def test_axes_that_are_turned_by_next_to_nothing() -> None:
+    affine = np.array([[1, 1e-308, -2e-308, 0], [-1e-308, 0, -2, 0], [1e-308, -1, 0, 0], [0, 0, 0, 1]])
+    volume = Volume(np.arange(8, dtype=np.int16).reshape(2, 2, 2), affine)
+    part = crop(volume, (0, 1, 0), (2, 1, 1))
+    assert np.array_equal(resample_like(volume, part).voxels, part.voxels)
+
+
 def test_misuse_of_the_grid_functions_is_refused() -> None:
     volume = Volume(np.zeros((2, 2, 2)), np.eye(4))
     sheared = np.eye(4)
