@@ -15,7 +15,7 @@ import pytest
 
 from GenSegLogic import GenSegError, cli, cohort, read_volume, write_volume
 from GenSegLogic.tasks import TASKS
-from Testing.logic.test_cli import start, wait_for
+from Testing.logic.genseg_process import start, wait_for
 from Testing.logic.threshold_task import TARGET, ThresholdTask, save_scan
 
 

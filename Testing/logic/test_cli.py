@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,8 @@ from GenSegLogic.commands import evaluate
 from GenSegLogic.commands.options import join_negative_values
 from GenSegLogic.results import Code, Segment, Segmentation
 from GenSegLogic.tasks import TASKS
+from Testing.logic.genseg_process import ROOT, start, wait_for
 from Testing.logic.threshold_task import TARGET, bright_scan, save_scan
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -43,18 +40,6 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[s
         code = int(leaving.code or 0)
     captured = capsys.readouterr()
     return code, captured.out.splitlines(), captured.err.splitlines()
-
-
-def start(*words: object, **options: Any) -> subprocess.Popen[str]:
-    """``genseg`` as a process that knows the threshold task."""
-    code = f"from GenSegLogic.tasks import TASKS; TASKS['threshold'] = {TARGET!r}\n" + textwrap.dedent("""
-        import sys
-        from GenSegLogic.cli import main
-        sys.exit(main())
-    """)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=environment, **options)
 
 
 # Running a task
@@ -240,15 +225,6 @@ def test_an_interrupt_ends_in_one_word_and_leaves_nothing(scan: Path, tmp_path: 
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (1, "", "genseg: Cancelled.\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.nrrd", "started"]
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until a process has made a file."""
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # Commands that dispatch further
