@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..bundles import LoadedBundle
+from ..bundles.weights import LoadedBundle
 from ..errors import GenSegError
 
 CT_CLASS = 1
