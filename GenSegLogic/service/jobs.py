@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..engine import Engine
 from ..errors import Cancelled, GenSegError
 from . import wire
 from .exchange import Exchange, remove
@@ -22,6 +21,7 @@ from .volumes import StoredVolume
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..engine import Engine
     from ..task import Task
 
 logger = logging.getLogger(__name__)
@@ -87,19 +87,17 @@ class JobQueue:
     PyTorch is imported as soon as the thread starts, so that the first job finds the engine ready.
     """
 
-    def __init__(self, device: str, exchange: Exchange) -> None:
+    def __init__(self, device: str, engine: Engine, exchange: Exchange) -> None:
         """
         Args:
-            device: as :class:`GenSegLogic.engine.Engine` takes it.
+            device: what the engine was made for, e.g. ``auto``.
+            engine: used by this queue's thread only.
             exchange: where results are written.
-
-        Raises:
-            GenSegError: if there can be no such device.
         """
         self.wanted = device
         self.device: str | None = None
         self.problem = ""
-        self.engine = Engine(device)
+        self.engine = engine
         self._exchange = exchange
         self._waiting: collections.deque[Job] = collections.deque()
         self._running: Job | None = None

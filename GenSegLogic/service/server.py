@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from .. import __version__, memory, tasks
 from ..bundles import is_shipped, list_bundles
+from ..engine import Engine
 from ..errors import GenSegError
 from . import wire
 from .exchange import Exchange
@@ -53,12 +54,16 @@ class Service:
     Args:
         devices: as :class:`GenSegLogic.engine.Engine` takes them.
         time_to_live: seconds after which volumes and finished jobs that nobody asked for are deleted.
+
+    Raises:
+        GenSegError: if there can be no such device.
     """
 
     def __init__(self, devices: list[str], time_to_live: float = TIME_TO_LIVE_SECONDS) -> None:
+        engines = {device: Engine(device) for device in devices}  # first, for that refuses what is no device
         self.exchange = Exchange()
         self.volumes = VolumeStore(self.exchange)
-        self.queues = {device: JobQueue(device, self.exchange) for device in devices}
+        self.queues = {device: JobQueue(device, engine, self.exchange) for device, engine in engines.items()}
         self.jobs: dict[str, Job] = {}
         self.time_to_live = time_to_live
 

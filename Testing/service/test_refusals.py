@@ -306,8 +306,9 @@ def test_noise_on_the_socket_does_no_harm(client: Client) -> None:
     assert client.health()["status"]
 
 
-def _serve(*arguments: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+def _serve(*arguments: str, token: str | None, temporary: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
+    environment |= {"TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
     if token is not None:
         environment[TOKEN_VARIABLE] = token
     return subprocess.run([sys.executable, PROGRAM, *arguments], env=environment, capture_output=True, text=True,
@@ -325,7 +326,8 @@ def _serve(*arguments: str, token: str | None = TOKEN) -> subprocess.CompletedPr
     (["--port", "70000"], TOKEN, "cannot listen on port 70000"),
     (["--device", "toaster"], TOKEN, "toaster"),
 ])
-def test_a_service_that_may_not_start(arguments: list[str], token: str | None, said: str) -> None:
-    result = _serve(*arguments, token=token)
+def test_a_service_that_may_not_start(arguments: list[str], token: str | None, said: str, tmp_path: Path) -> None:
+    result = _serve(*arguments, token=token, temporary=tmp_path)
+    assert list(tmp_path.iterdir()) == []
     assert result.returncode == 1
     assert said in result.stderr and result.stderr.count("\n") == 1 and TOKEN not in result.stderr
