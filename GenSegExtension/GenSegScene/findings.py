@@ -27,7 +27,7 @@ from GenSegLogic.results import Segmentation
 from GenSegLogic.volume import Volume
 
 from . import display, runs
-from .segmentations import WRITTEN, add_segments, box_of_labels, mask_from_node, merged_mask, segment_digest
+from .segmentations import WRITTEN, add_segments, box_of_labels, mask_from_node, merged_mask, segment_digests
 from .tables import SEGMENT_ID, STATUS, column_names, fill_table, read_table, to_ras
 from .volumes import volume_from_node
 
@@ -100,23 +100,21 @@ def set_status(node: Any, segment_id: str, status: str) -> None:
     logic.SetSegmentStatus(_segment(node, segment_id), values[status])
     node.GetDisplayNode().SetSegmentVisibility(segment_id, status != REJECTED)
     table = _table(node)
-    if table is not None:
-        rows = read_table(table)
-        for row in rows:
+    if table is not None:  # the one cell, so that a view of the table keeps its selection
+        for index, row in enumerate(read_table(table)):
             if row.get(SEGMENT_ID) == segment_id:
-                row[STATUS] = status
-        fill_table(table, rows, column_names(table))
+                table.SetCellText(index, table.GetColumnIndex(STATUS), status)
 
 
 def owned_segments(node: Any) -> list[str]:
     """Segments that are as GenSeg wrote them and not reviewed: the only ones that it may replace."""
-    owned = []
+    written = {}
     for segment_id in node.GetSegmentation().GetSegmentIDs():
-        written = vtk.reference("")
-        if _segment(node, segment_id).GetTag(WRITTEN, written) and status_of(node, segment_id) == OPEN \
-                and str(written) == segment_digest(node, segment_id):
-            owned.append(segment_id)
-    return owned
+        tag = vtk.reference("")
+        if _segment(node, segment_id).GetTag(WRITTEN, tag) and status_of(node, segment_id) == OPEN:
+            written[segment_id] = str(tag)
+    found = segment_digests(node, written)
+    return [segment_id for segment_id, digest in written.items() if found[segment_id] == digest]
 
 
 def write_threshold(node: Any, threshold_hu: float, segmenter: Segmenter | None = None) -> list[str]:

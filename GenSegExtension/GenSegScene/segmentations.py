@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import slicer
 import vtk
+from scipy import ndimage
 
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.results import Segmentation
@@ -90,8 +91,8 @@ def add_segments(node: Any, segmentation: Segmentation, like: Any = None) -> lis
         if not target.AddSegment(segment, segment_id):
             raise GenSegError(f"{item.name} could not be added to {node.GetName()}: make a new segmentation and retry.")
         ids.append(segment_id)
-    for segment_id in ids:
-        target.GetSegment(segment_id).SetTag(WRITTEN, segment_digest(node, segment_id))
+    for segment_id, digest in segment_digests(node, ids).items():
+        target.GetSegment(segment_id).SetTag(WRITTEN, digest)
     return ids
 
 
@@ -152,25 +153,36 @@ def merged_mask(node: Any, segment_ids: Iterable[str], like: Any, box: Box) -> n
     return _array(merged) > 0
 
 
-def segment_digest(node: Any, segment_id: str) -> str:
-    """SHA-256 of a segment's name and of the place of its voxels, the same before and after saving."""
-    segment = node.GetSegmentation().GetSegment(segment_id)
-    image = segment.GetRepresentation(_LABELMAP)
-    digest = hashlib.sha256(segment.GetName().encode())
-    if image is None or image.IsEmpty():
-        return digest.hexdigest()
-    mask = _array(image) == segment.GetLabelValue()
-    box = _box(mask)
-    if box is not None:
-        extent = image.GetExtent()
-        corner = [extent[2 * axis] + box[2 - axis].start for axis in range(3)] + [1.0]
-        matrix = vtk.vtkMatrix4x4()
-        image.GetImageToWorldMatrix(matrix)
-        digest.update(" ".join(f"{round(value, 1) + 0.0:.1f}" for value in matrix.MultiplyPoint(corner)[:3]).encode())
-        cropped = np.ascontiguousarray(mask[box])
-        digest.update(str(cropped.shape).encode())
-        digest.update(np.packbits(cropped).tobytes())
-    return digest.hexdigest()
+def segment_digests(node: Any, segment_ids: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each segment's name and of the place of its voxels, the same before and after saving.
+
+    Segments often share one image, so each image is searched once for all of its labels.
+    """
+    digests, boxes = {}, {}
+    for segment_id in segment_ids:
+        segment = node.GetSegmentation().GetSegment(segment_id)
+        digest = hashlib.sha256(segment.GetName().encode())
+        image, label = segment.GetRepresentation(_LABELMAP), segment.GetLabelValue()
+        if image is not None and not image.IsEmpty():
+            array = _array(image)
+            address = image.GetAddressAsString("")
+            if address not in boxes:
+                boxes[address] = ndimage.find_objects(array)
+            found = boxes[address]
+            box = found[label - 1] if 0 < label <= len(found) else None
+            if box is not None:
+                digest.update(_place(image, box, array[box] == label))
+        digests[segment_id] = digest.hexdigest()
+    return digests
+
+
+def _place(image: Any, box: Box, mask: np.ndarray) -> bytes:
+    """Where a box of an image lies in mm, rounded, and which of its voxels are set."""
+    extent, matrix = image.GetExtent(), vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    corner = [extent[2 * axis] + box[2 - axis].start for axis in range(3)]
+    position = " ".join(f"{round(value, 1) + 0.0:.1f}" for value in matrix.MultiplyPoint([*corner, 1.0])[:3])
+    return f"{position} {mask.shape}".encode() + np.packbits(mask).tobytes()
 
 
 def box_of_labels(labelmap: Volume) -> Box | None:

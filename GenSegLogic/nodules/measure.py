@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from ..results import Segmentation
 from ..volume import Volume
@@ -36,9 +37,12 @@ def measure(image: Volume, segmentation: Segmentation, findings: Sequence[Findin
     """
     labelmap = segmentation.labelmap
     rows = []
+    boxes = ndimage.find_objects(labelmap.voxels)  # one pass over the scan, not one for each segment
     for segment in segmentation.segments:
         finding = findings[segment.label - 1]
-        voxels = np.argwhere(labelmap.voxels == segment.label)
+        box = boxes[segment.label - 1]
+        corner = [part.start for part in box]
+        voxels = np.argwhere(labelmap.voxels[box] == segment.label) + corner
         hu = image.voxels[tuple(voxels.T)].astype(float)
         points = labelmap.to_lps(voxels[:, ::-1])
         long_axis, short_axis = axial_axes(labelmap, voxels)

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "GenSegExtension"), str(ROOT / "Testing")]
 
 SHAPE = (300, 512, 512)
+FINDINGS = 10
 
 
 def main() -> None:
@@ -47,14 +48,18 @@ def main() -> None:
                      lambda: slicer.util.addVolumeFromArray(scan, geometry, "Chest"))
         volume = clock("node to engine", lambda node=node: volume_from_node(node))
         labels = np.zeros(SHAPE, np.uint8)
-        labels[60:75, 200:220, 150:170], labels[200:215, 300:330, 350:380] = 1, 2
+        corners = [(20 + 25 * number, 120 + 20 * number, 400 - 30 * number) for number in range(FINDINGS)]
+        for label, (k, j, i) in enumerate(corners, start=1):
+            labels[k:k + 12, j:j + 18, i:i + 18] = label
         residual = (100 * (labels > 0)).astype(np.float32)
-        segments = tuple(Segment(label, f"Nodule {label}", (1, 0, 0), CATEGORY, TYPE, REGION) for label in (1, 2))
-        places = [np.argwhere(labels == label).mean(0)[::-1] for label in (1, 2)]
+        segments = tuple(Segment(number + 1, f"Nodule {number + 1}", (1, 0, 0), CATEGORY, TYPE, REGION)
+                         for number in range(FINDINGS))
+        places = [np.add(corner, (6, 9, 9))[::-1] for corner in corners]
         results = Results(
             volumes={"counterfactual": volume.with_voxels(scan), "residual": volume.with_voxels(residual)},
             segmentations={"nodules": Segmentation(volume.with_voxels(labels), segments)},
-            tables={"nodules": [{"nodule": 1}, {"nodule": 2}]}, synthetic=frozenset({"counterfactual"}),
+            tables={"nodules": [{"nodule": number + 1} for number in range(FINDINGS)]},
+            synthetic=frozenset({"counterfactual"}),
             provenance={"inputs": {"image": {"affine_ijk_to_lps_mm": volume.affine.tolist()}},
                         "findings": [{"center": volume.to_lps(place).tolist(), "radius_mm": 15.0, "probability": 1.0}
                                      for place in places]})
@@ -66,7 +71,7 @@ def main() -> None:
         clock("writing the threshold, one finding accepted",
               lambda segmentation=segmentation: findings.write_threshold(segmentation, 40))
     unit = measured["slicer.util.addVolumeFromArray, one volume"]
-    print(f"{'512 x 512 x 300':<50}{'seconds':>9}{'ratio':>8}")
+    print(f"{'512 x 512 x 300, 10 findings':<50}{'seconds':>9}{'ratio':>8}")
     for name, seconds in measured.items():
         print(f"{name:<50}{seconds:>9.3f}{seconds / unit:>8.2f}")
 
