@@ -18,6 +18,7 @@ TARGETS: dict[str, str] = {
     "resnet": "GenSegLogic.networks.resnet:resnet",
     "predictor-cnn": "GenSegLogic.networks.predictors:cnn",
     "predictor-tinyvit": "GenSegLogic.networks.predictors:tinyvit",
+    "segmenter-unet": "GenSegLogic.networks.segmenters:unet",
 }
 """Short name -> ``module:function`` of a builder. A bundle's ``_target_`` is one of these; nothing else is imported."""
 

@@ -19,7 +19,7 @@ def normalise(hu: np.ndarray, window_hu: tuple[float, float] = WINDOW_HU) -> np.
 
 
 class Crops:
-    """Tiles of several folders: images, the bits of their crops, spacings; masks only when asked for by :meth:`masks`."""
+    """Tiles of several folders: images, their crops' bits, spacings; masks only when asked for by :meth:`masks`."""
 
     def __init__(self, folders: list[Path]) -> None:
         self.folders = folders

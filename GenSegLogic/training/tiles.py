@@ -9,6 +9,8 @@ choice of thresholds read: training of the predictors opens ``images.npy`` and `
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ TRACE_VOXELS = 16
 
 @dataclass(frozen=True)
 class Tile:
-    """Eight crops: image int16 HU and mask uint8, both (48, 48, 48) k, j, i; spacing in mm; whether there is a nodule."""
+    """Eight crops: image int16 HU and mask uint8, both (48, 48, 48) k, j, i; spacing in mm; is there a nodule."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -43,7 +45,7 @@ class Tile:
 
 
 def crop_bits(mask: np.ndarray) -> np.ndarray:
-    """The bits of a tile's eight crops, (2, 2, 2) int8: 1 with a nodule, 0 without, -1 where only a trace reaches in."""
+    """The bits of a tile's eight crops, (2, 2, 2) int8: 1 with a nodule, 0 without, -1 where a mere trace reaches in."""
     half = CROP_VOXELS
     counts = mask.reshape(2, half, 2, half, 2, half).sum(axis=(1, 3, 5), dtype=int)
     return np.select([counts >= TRACE_VOXELS, counts == 0], [1, 0], -1).astype(np.int8)
@@ -159,14 +161,14 @@ def write_tiles(
     split: str,
     chests: int,
     progress: Progress,
-    workers: int = 2,
     first: int = 0,
-    extra: Sequence[Crop] = (),
+    extra: Sequence[Tile] = (),
+    minutes: float = math.inf,
 ) -> None:
-    """Draw the crops of ``chests`` patients of a split into ``folder``, in parallel.
+    """Draw the tiles of ``chests`` patients of a split into ``folder``, on all cores, for ``minutes`` at most.
 
     Writes ``images.npy`` (n, 48, 48, 48) int16 HU, ``labels.npy`` (n, 2, 2, 2) int8, ``spacings.npy`` (n,) float32 mm,
-    ``masks.npy`` (n, 48, 48, 48) uint8 and ``kinds.json``. ``extra`` crops are put at the end.
+    ``masks.npy`` (n, 48, 48, 48) uint8 and ``kinds.json``, which is written last. ``extra`` tiles are put at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
     most = chests * TILES_PER_CHEST + len(extra)
@@ -175,20 +177,24 @@ def write_tiles(
     masks = np.lib.format.open_memmap(folder / "masks.partial.npy", "w+", np.uint8, shape)
     rest: list[Tile] = []
     written = np.empty(0)  # in place of voxels that are in the files already
-    with ProcessPoolExecutor(workers) as pool:
-        for done, crops in enumerate(pool.map(_draw_chest, [(split, first + n) for n in range(chests)]), start=1):
-            for crop in crops:
-                images[len(rest)], masks[len(rest)] = crop.image, crop.mask
-                rest.append(Tile(written, written, crop.spacing_mm, crop.label, crop.kind, crop.diameter_mm))
-            progress(done / chests, f"{len(rest)} crops of {done} phantoms")
-    for crop in extra:
-        images[len(rest)], masks[len(rest)] = crop.image, crop.mask
-        rest.append(Tile(written, written, crop.spacing_mm, crop.label, "real " + crop.kind, crop.diameter_mm))
+    until = time.monotonic() + 60 * minutes
+    with ProcessPoolExecutor() as pool:
+        for done, tiles in enumerate(pool.map(_draw_chest, [(split, first + n) for n in range(chests)]), start=1):
+            for tile in tiles:
+                images[len(rest)], masks[len(rest)] = tile.image, tile.mask
+                rest.append(Tile(written, written, tile.spacing_mm, tile.label, tile.kind, tile.diameter_mm))
+            progress(done / chests, f"{len(rest)} tiles of {done} phantoms")
+            if time.monotonic() > until:
+                pool.shutdown(cancel_futures=True)
+                break
+    for tile in extra:
+        images[len(rest)], masks[len(rest)] = tile.image, tile.mask
+        rest.append(Tile(written, written, tile.spacing_mm, tile.label, "real " + tile.kind, tile.diameter_mm))
     np.save(folder / "images.npy", images[: len(rest)])
     np.save(folder / "masks.npy", masks[: len(rest)])
     np.save(folder / "labels.npy", np.stack([crop_bits(mask) for mask in masks[: len(rest)]]))
-    np.save(folder / "spacings.npy", np.array([crop.spacing_mm for crop in rest], np.float32))
-    facts = [{"kind": crop.kind, "diameter_mm": round(crop.diameter_mm, 2)} for crop in rest]
+    np.save(folder / "spacings.npy", np.array([tile.spacing_mm for tile in rest], np.float32))
+    facts = [{"kind": tile.kind, "diameter_mm": round(tile.diameter_mm, 2)} for tile in rest]
     (folder / "kinds.json").write_text(json.dumps(facts))
     del images, masks
     for name in ("images", "masks"):

@@ -1,4 +1,4 @@
-"""The crops that every nodule recipe trains on: phantoms, and one real lung where the scan is at hand."""
+"""The tiles that every nodule recipe trains on: phantoms, and one real lung where the scan is at hand."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ..progress import Progress, part
-from .crops import Tile, draw_real_tiles, write_tiles
+from .tiles import Tile, draw_real_tiles, write_tiles
 
 CHESTS = 132
+HELD_OUT_CHESTS = 8
 REAL_TILES = 320
 C3N = "deep-learning-with-pytorch__dlwpt-code/derived/C3N-00247/ct_lungcrop_half.nii.gz"
 
@@ -24,8 +25,8 @@ def real_scan() -> Path | None:
     return None
 
 
-def left_lung_crops(path: Path, count: int, seed: int) -> list[Tile]:
-    """Crops of the scan's left lung alone: its nodule is in the right one, which no training may see."""
+def left_lung_tiles(path: Path, count: int, seed: int) -> list[Tile]:
+    """Tiles of the scan's left lung alone: its nodule is in the right one, which no training may see."""
     from ..nodules.lungs import lung_mask
     from ..volume import read_volume, resample_like
 
@@ -39,14 +40,24 @@ def left_lung_crops(path: Path, count: int, seed: int) -> list[Tile]:
     return draw_real_tiles(image.voxels[:, :, window], lungs[:, :, window], image.spacing, count, seed)
 
 
-def training_crops(folder: Path, seed: int, progress: Progress, chests: int = CHESTS) -> list[Path]:
-    """Folders with the training crops, drawn once and kept in ``folder``; and what they were made from in names."""
+def training_tiles(folder: Path, seed: int, progress: Progress, minutes: float, chests: int = CHESTS) -> list[Path]:
+    """Folders with the training tiles, drawn once and kept below ``folder``.
+
+    Drawing stops after ``minutes``, with however many of the ``chests`` phantoms there are by then.
+    """
     phantoms, real = folder / "phantoms", folder / "real"
     if not (phantoms / "kinds.json").exists():
-        workers = max(1, (os.cpu_count() or 2))
-        write_tiles(phantoms, "train", chests, part(progress, 0, 0.95), workers, first=seed * 10_000)
+        write_tiles(phantoms, "train", chests, part(progress, 0, 0.9), first=seed * 10_000, minutes=minutes)
     scan = real_scan()
     if scan is not None and not (real / "kinds.json").exists():
-        write_tiles(real, "train", 0, progress, extra=left_lung_crops(scan, REAL_TILES, seed))
-    progress(1.0, "crops are ready")
-    return [phantoms, real] if scan is not None else [phantoms]
+        write_tiles(real, "train", 0, progress, extra=left_lung_tiles(scan, REAL_TILES, seed))
+    progress(1.0, "the tiles are ready")
+    return [phantoms, real] if (real / "kinds.json").exists() else [phantoms]
+
+
+def held_out_tiles(folder: Path, seed: int, progress: Progress) -> Path:
+    """Folder with tiles of phantoms of the validation split, for the curves."""
+    held_out = folder / "held-out"
+    if not (held_out / "kinds.json").exists():
+        write_tiles(held_out, "held-out", HELD_OUT_CHESTS, progress, first=seed * 10_000)
+    return held_out

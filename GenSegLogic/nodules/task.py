@@ -1,0 +1,210 @@
+"""The nodules task: from a chest CT to a segment, a counterfactual and a row for every nodule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ..errors import GenSegError
+from ..progress import Progress, part
+from ..results import Results
+from ..task import Task, parameter
+from ..volume import Volume, resample_like
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+    from .counterfactual import Guidance
+    from .region import Region
+
+LUNG_HU = (-1000.0, -600.0)
+
+
+@dataclass(frozen=True)
+class NoduleTask(Task):
+    """Weakly supervised lung nodules [Petersen et al. 2026, arXiv 2604.08313]; see METHODS (a)."""
+
+    name: ClassVar[str] = "nodules"
+    title: ClassVar[str] = "Lung nodules"
+    inputs: ClassVar[Mapping[str, str]] = {
+        "image": "the chest CT, in HU",
+        "lungs": "a mask of the lungs, where to search; found by threshold without one",
+    }
+
+    bundle: str = parameter("chest-flow", "Bundle of the generative model that paints the scan without the nodule.")
+    predictor: str = parameter("nodule-cnn", "Bundle of the predictor that guides it and searches the lungs.")
+    seed_points: tuple[tuple[float, float, float], ...] = parameter(
+        (), "A suspicious spot, LPS mm; the whole lung is searched without one.", unit="mm"
+    )
+    steps: int = parameter(8, "Steps of the flow, each way.", minimum=1, maximum=100)
+    guidance: float = parameter(1.0, "How hard the predictor guides; 0 is the unguided control.", minimum=0, maximum=10)
+    start: float = parameter(
+        0.6, "How far towards noise the scan is taken; more removes more, also of what is healthy.", minimum=0.05, maximum=0.95
+    )
+    threshold: float = parameter(
+        150.0, "A voxel belongs to a nodule where it is this much denser than without.", minimum=10, maximum=1000, unit="HU"
+    )
+    probability: float = parameter(
+        0.5, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
+    )
+    most: int = parameter(10, "At most this many findings are kept in a search.", minimum=1, maximum=50)
+
+    def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
+        """Copies of the scan that are held at once, the search's largest tile, and the networks' activations."""
+        voxels = int(np.prod(volumes["image"].shape))
+        return 12 * voxels + 700_000_000
+
+    def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
+        """Doubts about modality, range, slice thickness and grid of the scan."""
+        image = volumes["image"]
+        doubts = []
+        modality = str(image.metadata.get("modality", "CT")).upper()
+        if modality not in ("CT", ""):
+            doubts.append(f"{image.name} is {modality}, but nodules are searched in CT.")
+        sample = image.voxels[:: max(1, image.shape[0] // 24), ::4, ::4]
+        if not ((sample > LUNG_HU[0] - 200) & (sample < LUNG_HU[1])).mean() > 0.01:
+            doubts.append(f"{image.name} has hardly any voxel with the density of lung; is it a chest CT in HU?")
+        if image.spacing.max() > 3.5:
+            doubts.append(
+                f"{image.name} has slices of {image.spacing.max():.1f} mm; nodules below "
+                f"{2 * image.spacing.max():.0f} mm are found, but their outlines are rough."
+            )
+        return doubts
+
+    def run(self, volumes: Mapping[str, Volume], engine: Engine, progress: Progress) -> Results:
+        """See :class:`~GenSegLogic.task.Task`. Results: ``nodules``, ``counterfactual``, ``residual``, table ``nodules``.
+
+        Raises:
+            GenSegError: if there is no lung, or a seed point lies outside the scan.
+            Cancelled: within one step of the flow.
+        """
+        import torch
+
+        from .lungs import lung_mask
+        from .models import latent_flow
+        from .search import find_candidates
+        from .segments import Finding
+
+        image = volumes["image"]
+        points = [np.asarray(point, float) for point in self.seed_points]
+        for point in points:
+            check_inside(image, point)
+        flow = latent_flow(engine.networks(self.bundle))
+        predictor_bundle = engine.networks(self.predictor)
+        if predictor_bundle.bundle.kind != "predictor":
+            raise GenSegError(f"{self.predictor} is a {predictor_bundle.bundle.kind}, but nodules needs a predictor.")
+        predictor = predictor_bundle.networks["predictor"]
+
+        progress(0.01, "Finding the lungs")
+        lungs = volumes.get("lungs")
+        if lungs is not None:
+            if not (lungs.voxels > 0).any():
+                raise GenSegError(f"{lungs.name}: the lung mask is empty; leave it out to have the lungs found.")
+            lungs = lungs.with_voxels((lungs.voxels > 0).astype(np.uint8))
+        elif points:
+            lungs = _lungs_or_none(image)
+        else:
+            lungs = lung_mask(image)
+
+        messages = []
+        candidates: list[tuple[np.ndarray, float | None]]
+        if points:
+            candidates = [(point, None) for point in points]
+        else:
+            searching = part(progress, 0.03, 0.3)
+            found = find_candidates(
+                image, lungs, predictor, flow.window_hu, lambda fraction: searching(fraction, "Searching the lungs")
+            )
+            kept = [candidate for candidate in found if candidate.probability >= self.probability]
+            if len(kept) > self.most:
+                messages.append(
+                    f"The search found {len(kept)} places; the {self.most} most probable were looked at (most)."
+                )
+            candidates = [(candidate.center, candidate.probability) for candidate in kept[: self.most]]
+
+        regions: list[Region] = []
+        findings: list[Finding] = []
+        painting = part(progress, 0.3, 0.95)
+        for number, (center, probability) in enumerate(candidates, start=1):
+            # Every region draws its own noise, so that a finding does not depend on those before it.
+            generator = torch.Generator().manual_seed(self.seed + 7919 * number)
+            told = part(painting, (number - 1) / len(candidates), number / len(candidates))
+            region = paint_region(
+                image, center, flow, predictor, self.guidance_settings(), generator, self.threshold, told, number
+            )
+            regions.append(region)
+            certain = region.probability_before if probability is None else probability
+            findings.append(Finding(tuple(float(c) for c in center), region.radius_mm, float(certain)))
+        progress(0.95, "Measuring")
+        return self._results(image, lungs, regions, findings, messages)
+
+    def guidance_settings(self) -> Guidance:
+        """The settings of the guided flow that the parameters stand for."""
+        from .counterfactual import Guidance
+
+        return replace(Guidance(), start=self.start, steps=self.steps, strength=self.guidance)
+
+    def _results(
+        self,
+        image: Volume,
+        lungs: Volume | None,
+        regions: list[Region],
+        findings: list,
+        messages: list[str],
+    ) -> Results:
+        from .measure import COLUMNS, measure
+        from .residual import combine, without
+        from .segments import nodules_from_residual
+
+        residual = combine(image, regions)
+        on_grid = None if lungs is None else resample_like(lungs, image, "nearest", 0)
+        segmentation = nodules_from_residual(residual, on_grid, findings, self.threshold)
+        rows = measure(image, segmentation, findings)
+        longest = max((row["long_axis_mm"] for row in rows), default=0.0)
+        summary = (
+            f"{len(rows)} nodule{'s' if len(rows) != 1 else ''}; the largest measures {longest:.0f} mm."
+            if rows
+            else "No nodule was found."
+        )
+        return Results(
+            volumes={"counterfactual": without(image, residual), "residual": residual},
+            segmentations={"nodules": segmentation},
+            tables={"nodules": rows},
+            columns={"nodules": COLUMNS},
+            messages=messages,
+            synthetic=frozenset({"counterfactual"}),
+            summary=summary,
+        )
+
+
+def paint_region(image, center, flow, predictor, guidance, generator, threshold, progress: Progress, number: int):
+    """:func:`~GenSegLogic.nodules.region.paint_adaptively` with progress in words."""
+    from .region import paint_adaptively
+
+    message = f"Painting region {number} without a nodule"
+    return paint_adaptively(
+        image, center, flow, predictor, guidance, generator, threshold, lambda step, steps: progress(step / steps, message)
+    )
+
+
+def check_inside(image: Volume, point: np.ndarray) -> None:
+    """Raise GenSegError if a point in LPS mm lies outside the scan."""
+    index = image.to_indices(point)
+    size = np.array(image.shape[::-1])
+    if not np.all((index >= -0.5) & (index <= size - 0.5)):
+        place = ", ".join(f"{c:g}" for c in point)
+        raise GenSegError(
+            f"The seed point {place} (LPS mm) lies outside {image.name}: give it in LPS, or use --ras for RAS."
+        )
+
+
+def _lungs_or_none(image: Volume) -> Volume | None:
+    """The lungs, or None in a patch that is too small to find any: a seed point needs none."""
+    from .lungs import lung_mask
+
+    try:
+        return lung_mask(image)
+    except GenSegError:
+        return None

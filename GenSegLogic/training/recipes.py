@@ -1,0 +1,173 @@
+"""The recipes behind ``genseg train RECIPE``: from nothing to a bundle with its card, each within its time budget.
+
+Every recipe takes ``(output, minutes, seed, progress)``. It works in ``<output>.work`` beside the bundle, where an
+interrupted run goes on, and shares the training tiles in ``chest-tiles`` beside it with the other chest recipes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..progress import Progress, part
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RECIPES: dict[str, str] = {
+    "chest-flow": "GenSegLogic.training.recipes:chest_flow",
+    "nodule-cnn": "GenSegLogic.training.recipes:nodule_cnn",
+    "nodule-tinyvit": "GenSegLogic.training.recipes:nodule_tinyvit",
+    "nodule-unet": "GenSegLogic.training.recipes:nodule_unet",
+}
+"""Word on the command line -> ``module:function``."""
+
+SPACINGS_MM = (0.75, 1.5)
+FIELD_VOXELS = 40
+TILES_SHARE = 0.15
+"""Part of the time that drawing the tiles may take; recipes that find them drawn train longer."""
+
+
+def chest_flow(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The generative model of the chest: autoencoder and rectified flow."""
+    from . import chest_flow as recipe
+
+    crops, _, facts, left = _tiles(output, minutes, seed, progress)
+    autoencoder, scale, velocity, curve = recipe.fit(crops, _work(output), left, seed, part(progress, 0.1, 1))
+    networks = {
+        "autoencoder": ("maisi-autoencoder", recipe.AUTOENCODER, autoencoder),
+        "velocity": ("maisi-velocity", recipe.VELOCITY, velocity),
+    }
+    latent = {"channels": 4, "downsampling": 2, "scale_factor": scale}
+    description = "Factor-2 autoencoder and rectified flow of chest CT, trained on procedural phantoms."
+    _write(output, "flow", "generation", description, networks, curve, seed, left, facts, latent=latent)
+
+
+def nodule_cnn(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The convolutional predictor."""
+    _predictor("predictor-cnn", "3D residual network", output, minutes, seed, progress)
+
+
+def nodule_tinyvit(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The TinyViT predictor."""
+    _predictor("predictor-tinyvit", "TinyViT on triplets of axial slices", output, minutes, seed, progress)
+
+
+def nodule_unet(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The supervised upper bound: it alone reads voxel labels, and only the evaluation uses it."""
+    from . import nodule_unet as recipe
+
+    crops, held_out, facts, left = _tiles(output, minutes, seed, progress)
+    network, curve = recipe.fit(crops, held_out, _work(output), left, seed, part(progress, 0.1, 1))
+    networks = {"segmenter": ("segmenter-unet", {}, network)}
+    description = "Supervised 3D U-Net of nodules, the upper bound of the benchmark; trained on voxel labels."
+    _write(output, "segmenter", "segmentation", description, networks, curve, seed, left, facts)
+
+
+def _predictor(target: str, family: str, output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    from . import nodule_predictor as recipe
+
+    crops, held_out, facts, left = _tiles(output, minutes, seed, progress)
+    network, curve = recipe.fit(target, crops, held_out, _work(output), left, seed, part(progress, 0.1, 1))
+    networks = {"predictor": (target, recipe.PREDICTORS[target], network)}
+    description = f"Is there a nodule in this crop? {family}, trained on one bit per crop."
+    _write(output, "predictor", "classification", description, networks, curve, seed, left, facts)
+
+
+def _work(output: Path) -> Path:
+    return output.with_name(output.name + ".work")
+
+
+def _tiles(output: Path, minutes: float, seed: int, progress: Progress):
+    """Training tiles, held-out tiles, what they are made of, and the minutes that are left for training."""
+    from .chest_tiles import held_out_tiles, training_tiles
+    from .data import Crops
+
+    began = time.monotonic()
+    folder = output.with_name("chest-tiles")
+    folders = training_tiles(folder, seed, part(progress, 0, 0.09), TILES_SHARE * minutes)
+    held_out = held_out_tiles(folder, seed, part(progress, 0.09, 0.1))
+    facts = {
+        "tiles": {path.name: len(json.loads((path / "kinds.json").read_text())) for path in folders},
+        "phantoms": "procedural chests of GenSegLogic.phantoms, split 'train', no patient",
+    }
+    if any(path.name == "real" for path in folders):
+        facts["real"] = "left lung of C3N-00247 (TCIA CPTAC-LSCC, CC BY), without its nodule"
+    left = max(minutes - (time.monotonic() - began) / 60, 0.2 * minutes)
+    return Crops(folders), Crops([held_out]), facts, left
+
+
+def _write(
+    output: Path,
+    kind: str,
+    task: str,
+    description: str,
+    networks: dict[str, tuple[str, dict[str, Any], nn.Module]],
+    curve: list[dict[str, float]],
+    seed: int,
+    minutes: float,
+    facts: dict[str, Any],
+    **more: Any,
+) -> None:
+    """Write the bundle and drop the work folder."""
+    from ..bundles import write_bundle
+    from .data import WINDOW_HU
+
+    metrics = {name: value for name, value in (curve[-1] if curve else {}).items() if name.startswith("validation")}
+    metadata = {
+        "name": output.name,
+        "kind": kind,
+        "task": task,
+        "description": description,
+        "image": {
+            "modality": "CT",
+            "window_hu": list(WINDOW_HU),
+            "spacing_mm": [SPACINGS_MM[0]] * 3,
+            "spacings_mm": list(SPACINGS_MM),
+            "orientation": "LPS",
+            "field_voxels": FIELD_VOXELS,
+        },
+        "training": {
+            "recipe": f"genseg train {output.name}",
+            "seed": seed,
+            "minutes": round(minutes, 1),
+            "data": facts,
+            "curve": curve,
+        },
+        "metrics": metrics,
+        "licence": "Apache-2.0",
+        "commercial_use": True,
+        "source": "trained by this project; no published weights were used",
+        **more,
+    }
+    licence = Path(__file__).resolve().parents[2] / "LICENSE"
+    text = licence.read_text() if licence.exists() else "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0\n"
+    write_bundle(output, metadata, networks, card(metadata), text)
+    shutil.rmtree(_work(output), ignore_errors=True)
+
+
+def card(metadata: dict[str, Any]) -> str:
+    """The model card of a bundle that a recipe made, Markdown."""
+    training = metadata["training"]
+    lines = [
+        f"# {metadata['name']}",
+        "",
+        metadata["description"],
+        "",
+        "Not for clinical use.",
+        "",
+        f"- Recipe: `{training['recipe']}`, seed {training['seed']}, {training['minutes']} minutes of training",
+        f"- Data: {training['data']['phantoms']}; tiles: {training['data']['tiles']}",
+        *([f"- Real scan: {training['data']['real']}"] if "real" in training["data"] else []),
+        f"- Input: {metadata['image']['modality']}, window {metadata['image']['window_hu']} HU, "
+        f"spacings {metadata['image']['spacings_mm']} mm",
+        f"- Licence: {metadata['licence']}; commercial use allowed",
+        "",
+        "| " + " | ".join(training["curve"][0]) + " |" if training["curve"] else "",
+        "|" + " --- |" * len(training["curve"][0]) if training["curve"] else "",
+        *["| " + " | ".join(f"{value:g}" for value in row.values()) + " |" for row in training["curve"]],
+    ]
+    return "\n".join(lines) + "\n"
