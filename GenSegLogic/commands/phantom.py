@@ -9,6 +9,7 @@ from typing import Any
 from .. import __version__, provenance
 from ..results import Results, Segmentation
 from ..tasks import load
+from ..volume import Volume
 from .console import Console
 from .evaluate import add_own_arguments
 from .options import add_directory_option, checked_directory, seed
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def make_phantom(kind: str, seed: int, options: Mapping[str, Any] | None = None) -> Results:
-    """A phantom as results: its scan, first among the volumes, and its truth.
+    """A phantom as results: its scan, first among the volumes, its truth, and tables where it gives lists of rows.
 
     Args:
         options: what the kind's own arguments give; None: their defaults.
@@ -51,10 +52,11 @@ def make_phantom(kind: str, seed: int, options: Mapping[str, Any] | None = None)
         add_own_arguments(parser, KINDS, [kind])
         options = vars(parser.parse_args([]))
     parts = load(KINDS[kind])(seed, **options)
-    volumes = {stem: part for stem, part in parts.items() if not isinstance(part, Segmentation)}
+    volumes = {stem: part for stem, part in parts.items() if isinstance(part, Volume)}
     return Results(
         volumes=volumes,
         segmentations={stem: part for stem, part in parts.items() if isinstance(part, Segmentation)},
+        tables={stem: part for stem, part in parts.items() if isinstance(part, list)},
         synthetic=frozenset(volumes),
         summary=f"A procedural {kind} phantom, seed {seed}; no patient.",
         provenance={"genseg": __version__, "notice": provenance.NOTICE, "phantom": kind, "seed": seed,

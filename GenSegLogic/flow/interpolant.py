@@ -32,7 +32,7 @@ def noise_estimate(x: Tensor, velocity: Tensor, t: Time) -> Tensor:
 
 
 def score(x: Tensor, velocity: Tensor, t: Time) -> Tensor:
-    """Gradient of log p_t(x) = ((1 - t) v - x) / t; singular at t = 0: ZeroDivisionError for a float."""
+    """Gradient of log p_t(x) = ((1 - t) v - x) / t; singular at t = 0: not finite there."""
     return ((1 - t) * velocity - x) / t
 
 

@@ -66,8 +66,8 @@ def chest(
     rows, segments = [], []
     for number, nodule in enumerate(patient.nodules, start=1):
         center = turn[:3, :3] @ nodule.center
-        kind = nodule.kind.capitalize()
-        segments.append(Segment(number, f"{kind} {number}", COLORS[(number - 1) % len(COLORS)], MORPHOLOGIC, NODULE, LUNG))
+        name, color = f"{nodule.kind.capitalize()} {number}", COLORS[(number - 1) % len(COLORS)]
+        segments.append(Segment(number, name, color, MORPHOLOGIC, NODULE, LUNG))
         rows.append(
             {
                 "nodule": number,
