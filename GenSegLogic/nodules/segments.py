@@ -46,11 +46,11 @@ def nodules_from_residual(
         above = residual.voxels[window] > threshold_hu
         if lungs is not None:
             above &= lungs.voxels[window] > 0
-        above &= labels[window] == 0
-        component = component_at(above, residual, window, finding)
+        free = labels[window] == 0
+        component = component_at(above & free, residual, window, finding)
         if component is None:
             continue
-        labels[window][component] = number
+        labels[window][component & free] = number  # a filled hole may hold another finding
         color = COLORS[(number - 1) % len(COLORS)]
         segments.append(Segment(number, f"Nodule {number}", color, CATEGORY, TYPE, REGION))
     return Segmentation(residual.with_voxels(labels, "nodules"), tuple(segments))
