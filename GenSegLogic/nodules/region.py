@@ -98,8 +98,12 @@ def paint_adaptively(
 
     A residual above ``threshold_hu`` that reaches the region's edge asks for the next spacing.
     """
-    for spacing in flow.spacings_mm:
-        region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, callback)
+    for number, spacing in enumerate(flow.spacings_mm):
+
+        def told(step: int, steps: int, number: int = number) -> None:
+            callback(number * steps + step, len(flow.spacings_mm) * steps)  # so that progress never runs backwards
+
+        region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, told)
         if not reaches_edge(region, threshold_hu):
             break
     return region
