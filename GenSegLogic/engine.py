@@ -73,7 +73,7 @@ class Engine:
         self._limit = memory_limit_bytes
         self._chosen: torch.device | None = None
         self._attempt: Attempt | None = None
-        self._warm: OrderedDict[tuple[str, str, str], _Warm] = OrderedDict()  # least recently used first
+        self._warm: OrderedDict[tuple[str, str], _Warm] = OrderedDict()  # least recently used first
         self._used: dict[str, Bundle] = {}
         self._lock = threading.RLock()
 
@@ -92,16 +92,15 @@ class Engine:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that networks are loaded in: float32, or half precision after a step down on a GPU.
-
-        Tasks may feed float32 to half-precision networks; what comes out may be in half precision.
+        """The precision that tasks compute in, by autocast: weights and inputs stay float32, and what comes out of a
+        network may be in this precision. See :func:`precision`.
         """
         if self._attempt is not None:
             return self._attempt.dtype
-        return _torch().float32
+        return precision(self.device)
 
     def networks(self, bundle_name: str) -> LoadedBundle:
-        """The networks of a bundle on :attr:`device` in :attr:`dtype`: frozen, in evaluation mode, kept warm.
+        """The networks of a bundle on :attr:`device`: float32, frozen, in evaluation mode, kept warm.
 
         Args:
             bundle_name: a bundle's name or folder. One that has changed on disk since is loaded again.
@@ -113,11 +112,11 @@ class Engine:
 
         with self._lock:
             bundle = find_bundle(bundle_name)
-            device, dtype = self.device, self.dtype
-            key = (bundle.digest, str(device), str(dtype))
+            device = self.device
+            key = (bundle.digest, str(device))
             if key not in self._warm:
                 self._evict(device, until_free=bundle.size_bytes, keep={used.digest for used in self._used.values()})
-                loaded = load_bundle(bundle, device, dtype)
+                loaded = load_bundle(bundle, device)
                 self._warm[key] = _Warm(loaded, device, _bytes_of(loaded))
             self._warm.move_to_end(key)
             if self._attempt is not None:  # within a run: part of its provenance, and not to be dropped under it
@@ -187,7 +186,7 @@ class Engine:
             "duration_seconds": round(time.perf_counter() - clock, 3),
         }
         results.messages = list(dict.fromkeys(messages + results.messages))
-        results.provenance = record | {"summary": results.summary, "messages": results.messages}
+        results.provenance = results.provenance | record | {"summary": results.summary, "messages": results.messages}
         return results
 
     def _climb_down(
@@ -205,7 +204,7 @@ class Engine:
             if reason:
                 continue
             try:
-                with _reproducible(task.seed, attempt.device), _precision(attempt):
+                with _reproducible(task.seed, attempt.device), _autocast(attempt):
                     return attempt.task.run(volumes, self, progress)
             except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
                 if not _is_out_of_memory(error):
@@ -282,18 +281,31 @@ def _gpu_problem(device: torch.device) -> str:
     return ""
 
 
-def ladder(task: Task, device: torch.device) -> Iterator[Attempt]:
-    """Smaller windows, then half precision at the smallest window, then the same on the CPU in full precision."""
+def precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it natively (there it is several times faster), else float32."""
     torch = _torch()
-    yield Attempt(task, device, torch.float32)
+    if device.type == "cuda":
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # torch says this of a CPU in private functions only; without them, float32 is always right.
+        asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        native = any(supported() for supported in asked if supported is not None)
+    return torch.bfloat16 if native else torch.float32
+
+
+def ladder(task: Task, device: torch.device) -> Iterator[Attempt]:
+    """Smaller windows, then half precision at the smallest window where that is not used anyway, then the CPU."""
+    torch = _torch()
+    first = precision(device)
+    yield Attempt(task, device, first)
     lightest = task
     while (lighter := lightest.lighter()) is not None:
         lightest = lighter
-        yield Attempt(lightest, device, torch.float32, "with a smaller window")
+        yield Attempt(lightest, device, first, "with a smaller window")
     if device.type == "cpu":
-        return  # half precision on a CPU is slower, not lighter: most kernels widen to float32
-    half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    yield Attempt(lightest, device, half, "in half precision")
+        return  # half precision on a CPU without bfloat16 is slower, not lighter: most kernels widen to float32
+    if first == torch.float32:
+        yield Attempt(lightest, device, torch.float16, "in half precision")
     for attempt in ladder(task, torch.device("cpu")):
         yield Attempt(attempt.task, attempt.device, attempt.dtype, attempt.change or "on the CPU")
 
@@ -319,7 +331,7 @@ def _reproducible(seed: int, device: torch.device) -> Iterator[None]:
             torch.backends.cudnn.benchmark = before[2]
 
 
-def _precision(attempt: Attempt) -> contextlib.AbstractContextManager[Any]:
+def _autocast(attempt: Attempt) -> contextlib.AbstractContextManager[Any]:
     """In half precision, cast what meets the networks and keep sums and norms in float32: tasks need not care."""
     torch = _torch()
     return torch.autocast(attempt.device.type, attempt.dtype, enabled=attempt.dtype != torch.float32)

@@ -16,6 +16,7 @@ TARGETS: dict[str, str] = {
     "maisi-velocity": "GenSegLogic.networks.maisi:velocity",
     "tinyvit": "GenSegLogic.networks.tinyvit:tinyvit",
     "resnet": "GenSegLogic.networks.resnet:resnet",
+    "folding-autoencoder": "GenSegLogic.networks.autoencoder:folding",
     "predictor-cnn": "GenSegLogic.networks.predictors:cnn",
     "predictor-tinyvit": "GenSegLogic.networks.predictors:tinyvit",
     "segmenter-unet": "GenSegLogic.networks.segmenters:unet",

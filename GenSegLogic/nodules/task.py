@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -41,10 +41,17 @@ class NoduleTask(Task):
     steps: int = parameter(8, "Steps of the flow, each way.", minimum=1, maximum=100)
     guidance: float = parameter(1.0, "How hard the predictor guides; 0 is the unguided control.", minimum=0, maximum=10)
     start: float = parameter(
-        0.6, "How far towards noise the scan is taken; more removes more, also of what is healthy.", minimum=0.05, maximum=0.95
+        0.6,
+        "How far towards noise the scan is taken; more removes more, also of what is healthy.",
+        minimum=0.05,
+        maximum=0.95,
     )
     threshold: float = parameter(
-        150.0, "A voxel belongs to a nodule where it is this much denser than without.", minimum=10, maximum=1000, unit="HU"
+        150.0,
+        "A voxel belongs to a nodule where it is this much denser than without.",
+        minimum=10,
+        maximum=1000,
+        unit="HU",
     )
     probability: float = parameter(
         0.5, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
@@ -74,7 +81,7 @@ class NoduleTask(Task):
         return doubts
 
     def run(self, volumes: Mapping[str, Volume], engine: Engine, progress: Progress) -> Results:
-        """See :class:`~GenSegLogic.task.Task`. Results: ``nodules``, ``counterfactual``, ``residual``, table ``nodules``.
+        """Results: segmentation and table ``nodules``, volumes ``counterfactual`` and ``residual``.
 
         Raises:
             GenSegError: if there is no lung, or a seed point lies outside the scan.
@@ -159,8 +166,9 @@ class NoduleTask(Task):
         from .segments import nodules_from_residual
 
         residual = combine(image, regions)
-        on_grid = None if lungs is None else resample_like(lungs, image, "nearest", 0)
-        segmentation = nodules_from_residual(residual, on_grid, findings, self.threshold)
+        if lungs is not None:  # so that the residual alone suffices to move the threshold later
+            residual.voxels[resample_like(lungs, image, "nearest", 0).voxels == 0] = 0
+        segmentation = nodules_from_residual(residual, None, findings, self.threshold)
         rows = measure(image, segmentation, findings)
         longest = max((row["long_axis_mm"] for row in rows), default=0.0)
         summary = (
@@ -176,6 +184,7 @@ class NoduleTask(Task):
             messages=messages,
             synthetic=frozenset({"counterfactual"}),
             summary=summary,
+            provenance={"findings": [asdict(finding) for finding in findings], "threshold_hu": self.threshold},
         )
 
 
@@ -183,10 +192,10 @@ def paint_region(image, center, flow, predictor, guidance, generator, threshold,
     """:func:`~GenSegLogic.nodules.region.paint_adaptively` with progress in words."""
     from .region import paint_adaptively
 
-    message = f"Painting region {number} without a nodule"
-    return paint_adaptively(
-        image, center, flow, predictor, guidance, generator, threshold, lambda step, steps: progress(step / steps, message)
-    )
+    def told(step: int, steps: int) -> None:
+        progress(step / steps, f"Painting region {number} without a nodule")
+
+    return paint_adaptively(image, center, flow, predictor, guidance, generator, threshold, told)
 
 
 def check_inside(image: Volume, point: np.ndarray) -> None:

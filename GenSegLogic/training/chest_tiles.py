@@ -40,6 +40,11 @@ def left_lung_tiles(path: Path, count: int, seed: int) -> list[Tile]:
     return draw_real_tiles(image.voxels[:, :, window], lungs[:, :, window], image.spacing, count, seed)
 
 
+def first_chest(seed: int) -> int:
+    """Number of the first phantom of a training seed: no seed reaches into the next split, 500 000 further on."""
+    return seed % 40 * 10_000
+
+
 def training_tiles(folder: Path, seed: int, progress: Progress, minutes: float, chests: int = CHESTS) -> list[Path]:
     """Folders with the training tiles, drawn once and kept below ``folder``.
 
@@ -47,7 +52,7 @@ def training_tiles(folder: Path, seed: int, progress: Progress, minutes: float, 
     """
     phantoms, real = folder / "phantoms", folder / "real"
     if not (phantoms / "kinds.json").exists():
-        write_tiles(phantoms, "train", chests, part(progress, 0, 0.9), first=seed * 10_000, minutes=minutes)
+        write_tiles(phantoms, "train", chests, part(progress, 0, 0.9), first=first_chest(seed), minutes=minutes)
     scan = real_scan()
     if scan is not None and not (real / "kinds.json").exists():
         write_tiles(real, "train", 0, progress, extra=left_lung_tiles(scan, REAL_TILES, seed))
@@ -56,8 +61,8 @@ def training_tiles(folder: Path, seed: int, progress: Progress, minutes: float, 
 
 
 def held_out_tiles(folder: Path, seed: int, progress: Progress) -> Path:
-    """Folder with tiles of phantoms of the validation split, for the curves."""
+    """Folder with tiles of phantoms of the split ``held-out``, for the curves."""
     held_out = folder / "held-out"
     if not (held_out / "kinds.json").exists():
-        write_tiles(held_out, "held-out", HELD_OUT_CHESTS, progress, first=seed * 10_000)
+        write_tiles(held_out, "held-out", HELD_OUT_CHESTS, progress, first=first_chest(seed))
     return held_out

@@ -38,7 +38,7 @@ def chest_flow(output: Path, minutes: float, seed: int, progress: Progress) -> N
     crops, _, facts, left = _tiles(output, minutes, seed, progress)
     autoencoder, scale, velocity, curve = recipe.fit(crops, _work(output), left, seed, part(progress, 0.1, 1))
     networks = {
-        "autoencoder": ("maisi-autoencoder", recipe.AUTOENCODER, autoencoder),
+        "autoencoder": ("folding-autoencoder", recipe.AUTOENCODER, autoencoder),
         "velocity": ("maisi-velocity", recipe.VELOCITY, velocity),
     }
     latent = {"channels": 4, "downsampling": 2, "scale_factor": scale}

@@ -19,7 +19,7 @@ import GenSegLogic.engine as engine_module
 from GenSegLogic import Cancelled, Engine, GenSegError, Results, Volume, memory, provenance
 from GenSegLogic.bundles import find_bundle
 from GenSegLogic.bundles.folders import cached_bundles_folder
-from GenSegLogic.engine import Attempt, ladder
+from GenSegLogic.engine import Attempt, ladder, precision
 from GenSegLogic.progress import Progress
 from GenSegLogic.task import parameter
 from Testing.logic.bundle_samples import write_sample
@@ -77,7 +77,7 @@ def test_a_device_that_is_none_is_refused_in_one_sentence(device: str) -> None:
 def test_auto_is_the_gpu_where_one_works_and_else_the_cpu() -> None:
     assert Engine().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert Engine("cpu").device == torch.device("cpu")
-    assert Engine("cpu").dtype == torch.float32
+    assert Engine("cpu").dtype == precision(torch.device("cpu"))
 
 
 def test_a_gpu_that_is_not_there_is_refused_with_the_reason_and_the_way_out() -> None:
@@ -142,7 +142,8 @@ def test_a_task_that_fits_runs_as_asked() -> None:
     assert "parameters_used" not in results.provenance
 
 
-def test_the_engine_steps_down_to_the_window_that_fits_and_says_so() -> None:
+def test_the_engine_steps_down_to_the_window_that_fits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "precision", lambda device: torch.float32)  # the needs below are in float32
     engine = Engine("cpu", memory_limit_bytes=200 * MEGABYTE)  # 64^3 needs 1.0 GB, 32^3 0.1 GB
     results = engine.run(NetworkTask(window=128), bright_scan())
     assert results.summary.startswith("window 32,")
@@ -180,7 +181,8 @@ def test_a_defect_is_not_taken_for_a_lack_of_memory() -> None:
         Engine("cpu").run(NetworkTask(fail_above=1, failure="defect"), bright_scan())
 
 
-def test_the_ladder_from_a_gpu_is_window_then_precision_then_cpu() -> None:
+def test_the_ladder_from_a_gpu_is_window_then_precision_then_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "precision", lambda device: torch.float32)
     rungs = list(ladder(ThresholdTask(window=64), torch.device("cuda:0")))
     assert [(rung.task.window, rung.device.type, rung.dtype.itemsize) for rung in rungs] == [
         (64, "cuda", 4), (32, "cuda", 4), (16, "cuda", 4), (16, "cuda", 2), (64, "cpu", 4), (32, "cpu", 4),
@@ -194,6 +196,8 @@ def test_a_task_that_feeds_float32_runs_in_half_precision_as_well(
 ) -> None:
     """The rung of the ladder that this machine, without a GPU, would not reach: here on the CPU."""
     task = NetworkTask(bundle=bundles[0], second=bundles[1])
+    full_rung = [Attempt(task, torch.device("cpu"), torch.float32)]
+    monkeypatch.setattr(engine_module, "ladder", lambda task, device: full_rung)
     full = Engine("cpu").run(task, bright_scan())
     half = [Attempt(task, torch.device("cpu"), torch.bfloat16, "in half precision")]
     monkeypatch.setattr(engine_module, "ladder", lambda task, device: half)
@@ -332,7 +336,8 @@ def test_the_record_names_everything_that_shaped_the_result(bundles: list[str]) 
     bundle = Engine("cpu").networks(bundles[0]).bundle
     assert record["genseg"] == GenSegLogic.__version__
     assert "not for clinical use" in record["notice"]
-    assert (record["task"], record["seed"], record["device"], record["precision"]) == ("network", 11, "cpu", "float32")
+    assert (record["task"], record["seed"], record["device"], record["precision"]) == (
+        "network", 11, "cpu", str(precision(torch.device("cpu"))).removeprefix("torch."))
     assert record["parameters"] == provenance.plain(task.describe())
     assert record["bundles"] == {bundles[0]: {"digest": bundle.digest, "licence": "Apache-2.0"}}
     assert record["versions"]["torch"] == torch.__version__ and "monai" in record["versions"]
