@@ -28,6 +28,8 @@ class Split:
 
 SPLITS: dict[str, Split] = {
     "train": Split(0, ChestOptions(nodules=(12, 18), lung_hu=(-890.0, -780.0))),
+    # As training, other patients: for the curves of the recipes.
+    "held-out": Split(500_000, ChestOptions(nodules=(12, 18), lung_hu=(-890.0, -780.0))),
     "validation": Split(1_000_000, ChestOptions(lung_hu=(-900.0, -800.0)), (0.8, 3.0)),
     # Test patients reach beyond what training saw: denser and lighter lungs, more clutter.
     "test": Split(2_000_000, ChestOptions(lung_hu=(-910.0, -760.0), clutter=4), (0.7, 3.0)),
