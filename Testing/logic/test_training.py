@@ -1,0 +1,379 @@
+"""Training: a loop that can be interrupted, tiles whose bits are true, predictors that see no voxel label, recipes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import repeat
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from GenSegLogic.bundles import load_bundle, read_bundle
+from GenSegLogic.errors import Cancelled
+from GenSegLogic.phantoms.chest import ChestOptions, make_chest
+from GenSegLogic.phantoms.splits import SPLITS, Split
+from GenSegLogic.progress import silent
+from GenSegLogic.tasks import load
+from GenSegLogic.training import chest_flow, chest_tiles, nodule_predictor, nodule_unet
+from GenSegLogic.training.data import Crops, image_batches, mask_batches, normalise
+from GenSegLogic.training.loop import CHECKPOINT, CURVE, train
+from GenSegLogic.training.recipes import RECIPES
+from GenSegLogic.training.tiles import (
+    CROP_VOXELS,
+    TILE_VOXELS,
+    TRACE_VOXELS,
+    crop_bits,
+    draw_real_tiles,
+    draw_tiles,
+    tile_label,
+    write_tiles,
+)
+
+
+class Clock:
+    """A clock that moves on by a fixed time whenever it is read: training by time becomes training by steps."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def monotonic(self) -> float:
+        """Seconds."""
+        self.now += self.seconds
+        return self.now
+
+
+@pytest.fixture
+def every_step_takes_20_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(20.0))
+
+
+# The loop
+
+
+def regression() -> tuple[nn.Module, Iterator[dict[str, Tensor]]]:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+    return network, repeat({"x": x, "y": x @ torch.tensor([[1.0], [-2.0], [0.5]])})
+
+
+def squared_error(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return (network(batch["x"]) - batch["y"]).square().mean()
+
+
+def run(folder: Path, progress=silent, validate=None) -> tuple[nn.Module, list[dict[str, float]]]:
+    """30 steps."""
+    network, batches = regression()
+    return train(network, squared_error, batches, folder, 10.0, progress, 0.3, 0.9, validate, bfloat16=False)
+
+
+def test_training_learns_and_writes_its_curve(tmp_path: Path, every_step_takes_20_seconds: None) -> None:
+    told: list[float] = []
+    network, curve = run(tmp_path, lambda fraction, message: told.append(fraction), validate=lambda n: {"figure": 0.25})
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
+    torch.testing.assert_close(network.weight, torch.tensor([[1.0, -2.0, 0.5]]), atol=0.15, rtol=0)
+    assert len(curve) == 10 and curve == json.loads((tmp_path / CURVE).read_text())
+    steps = [row["step"] for row in curve]
+    assert steps[-1] == 30 and set(np.diff([0, *steps])) <= {2, 3, 4}, "one row a tenth of the run"
+    assert curve[-1]["minutes"] == 10.0 and {row["figure"] for row in curve} == {0.25}
+    assert told == sorted(told) and told[-1] == 1.0
+    assert not network.training
+
+
+def test_an_interrupted_run_ends_where_a_straight_one_does(tmp_path: Path, every_step_takes_20_seconds: None) -> None:
+    straight, curve = run(tmp_path / "straight")
+    steps: list[int] = []
+
+    def stop(fraction: float, message: str) -> None:
+        if message.startswith("step"):
+            steps.append(int(message.split()[1].rstrip(",")))
+            if len(steps) == 16:
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run(tmp_path / "resumed", stop)
+    assert steps[-1] == 16 and (tmp_path / "resumed" / CHECKPOINT).exists()
+
+    def record(fraction: float, message: str) -> None:
+        if message.startswith("step"):
+            steps.append(int(message.split()[1].rstrip(",")))
+
+    steps.clear()
+    resumed, resumed_curve = run(tmp_path / "resumed", record)
+    assert steps[0] > 1, "it started anew"
+    assert steps[-1] == 30
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value)
+    assert [row["step"] for row in resumed_curve] == [row["step"] for row in curve]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, every_step_takes_20_seconds: None) -> None:
+    first, curve = run(tmp_path)
+    told: list[str] = []
+    again, same = run(tmp_path, lambda fraction, message: told.append(message))
+    assert told == [] and same == curve and torch.equal(first.weight, again.weight)
+
+
+# Tiles
+
+
+def test_bits_say_what_a_reader_could_see() -> None:
+    mask = np.zeros((TILE_VOXELS,) * 3, np.uint8)
+    half = CROP_VOXELS
+    mask[:4, :2, :2] = 1  # exactly TRACE_VOXELS
+    mask[half:, half:, half:][:3, :5, 0] = 1  # one fewer
+    mask[0, 0, half:][:5] = 1
+    assert TRACE_VOXELS == 16
+    bits = crop_bits(mask)
+    expected = np.zeros((2, 2, 2), np.int8)
+    expected[0, 0, 0], expected[1, 1, 1], expected[0, 0, 1] = 1, -1, -1
+    assert np.array_equal(bits, expected) and bits.dtype == np.int8
+
+
+@pytest.fixture(scope="module")
+def tiles() -> list:
+    return list(draw_tiles(Split(3_400_000, ChestOptions(nodules=(14, 14))), 0, count=8))
+
+
+def test_tiles_are_balanced_over_bits_and_spacings(tiles: list) -> None:
+    assert len(tiles) == 8
+    assert [tile.label for tile in tiles].count(True) == 4
+    assert {(tile.spacing_mm, tile.label) for tile in tiles} == {(s, b) for s in (0.75, 1.5) for b in (True, False)}
+    for tile in tiles:
+        assert tile.image.shape == tile.mask.shape == (TILE_VOXELS,) * 3 and tile.image.dtype == np.int16
+        assert bool(tile.mask.any()) is tile.label and bool(tile.kind) is tile.label
+        assert (crop_bits(tile.mask) == 1).any() == tile.label
+        assert tile.image.min() >= -1024 and tile.image.max() <= 3071
+    solid = [tile for tile in tiles if tile.label and tile.kind not in ("ground-glass", "part-solid")]
+    for tile in solid:
+        lung = np.percentile(tile.image, 30)
+        assert tile.image[tile.mask > 0].mean() > lung + 250, "the mask lies on the nodule"
+
+
+def test_the_bit_of_a_cube_follows_the_nodules_in_it() -> None:
+    chest = make_chest(3_400_001, ChestOptions(nodules=(1, 1), diameter_mm=(10.0, 10.1), kinds=("solid",)))
+    [nodule] = chest.nodules
+    offset = np.array([20.0, 0.0, 0.0])
+    assert tile_label(chest, nodule.center, 18.0) == (True, "solid", nodule.diameter_mm)
+    assert tile_label(chest, nodule.center + offset, 18.0)[0] is None, "it reaches in"
+    assert tile_label(chest, nodule.center + 2 * offset, 18.0) == (False, "", 0.0)
+
+
+def test_a_real_lung_gets_nodules_in_half_of_its_tiles() -> None:
+    hu = np.random.default_rng(0).normal(-850, 20, (30, 70, 70)).astype(np.int16)
+    lung = np.ones(hu.shape, bool)
+    before = hu.copy()
+    drawn = draw_real_tiles(hu, lung, np.array([1.2, 1.2, 2.5]), 8, seed=1)
+    assert np.array_equal(hu, before), "the scan itself stays as it is"
+    assert [tile.label for tile in drawn].count(True) == 4
+    for tile in drawn:
+        assert bool(tile.mask.any()) is tile.label
+        if tile.label:
+            inside = tile.image[tile.mask > 0].mean()
+            assert inside > tile.image[tile.mask == 0].mean() + 100
+        else:
+            assert tile.image.max() < -700
+
+
+def test_the_real_lung_of_training_is_the_left_one(realdata: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from GenSegLogic.volume import read_volume
+
+    scan = chest_tiles.real_scan()
+    assert scan is not None
+    taken = []
+    monkeypatch.setattr(chest_tiles, "draw_real_tiles", lambda *arguments: taken.append(arguments) or [])
+    chest_tiles.left_lung_tiles(scan, 2, 0)
+    image = read_volume(scan)
+    voxels, lung = taken[0][:2]
+    width = voxels.shape[2]
+    firsts = [first for first in (0, image.shape[2] - width)
+              if np.array_equal(image.voxels[:, :, first : first + width], voxels)]
+    [first] = firsts
+    columns = image.to_lps(np.stack([np.array([i, 0, 0]) for i in range(first, first + width)]))[:, 0]
+    assert columns.min() > -83.6 + 60, "the nodule's centre lies at L = -83.6 mm, in the right lung"
+    assert 200 < lung.sum() * np.prod(image.spacing) / 1000 < 4000
+
+
+# What training reads
+
+
+def write_folder(folder: Path, count: int, seed: int) -> Path:
+    """Tiles of noise with a bright cube in some crops, in the files that ``write_tiles`` makes."""
+    rng = np.random.default_rng(seed)
+    tiles = []
+    for number in range(count):
+        image = rng.normal(-850, 30, (TILE_VOXELS,) * 3).astype(np.int16)
+        mask = np.zeros(image.shape, np.uint8)
+        if number % 2:
+            k, j, i = rng.integers(2, TILE_VOXELS - 10, 3)
+            mask[k : k + 8, j : j + 8, i : i + 8] = 1
+            image[mask > 0] += 800
+        tiles.append(SimpleNamespace(image=image, mask=mask, spacing_mm=(0.75, 1.5)[number % 2], label=bool(mask.any()),
+                                     kind="solid" if mask.any() else "", diameter_mm=8.0))
+    write_tiles(folder, "train", 0, silent, extra=tiles)
+    return folder
+
+
+def test_tiles_are_written_with_their_bits(tmp_path: Path, tiles: list) -> None:
+    write_tiles(tmp_path / "tiles", "train", 0, silent, extra=tiles)
+    assert {path.name for path in (tmp_path / "tiles").iterdir()} == {
+        "images.npy", "masks.npy", "labels.npy", "spacings.npy", "kinds.json"}
+    crops = Crops([tmp_path / "tiles"])
+    assert len(crops) == 8
+    for index, tile in enumerate(tiles):
+        assert np.array_equal(crops.image(index), tile.image)
+        assert np.array_equal(crops.bits[index], crop_bits(tile.mask))
+        assert crops.spacings[index] == np.float32(tile.spacing_mm)
+    assert [fact["kind"] for fact in json.loads((tmp_path / "tiles" / "kinds.json").read_text())] == [
+        "real " + tile.kind for tile in tiles]
+
+
+def test_phantoms_are_drawn_in_other_processes_and_within_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("GenSegLogic.training.tiles.ProcessPoolExecutor", InlinePool)
+    asked: list[tuple[str, int]] = []
+    drawn = list(draw_tiles(SPLITS["held-out"], 0, count=2))
+    monkeypatch.setattr("GenSegLogic.training.tiles._draw_chest", lambda job: asked.append(job) or drawn)
+    monkeypatch.setattr("GenSegLogic.training.tiles.time", Clock(60.0))
+    write_tiles(tmp_path / "tiles", "held-out", 10, silent, first=7, minutes=2.5)
+    assert asked == [("held-out", 7), ("held-out", 8), ("held-out", 9)]
+    assert len(Crops([tmp_path / "tiles"])) == 6
+
+
+class InlinePool:
+    """A pool that works in this process, one job after another."""
+
+    def __enter__(self) -> InlinePool:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Nothing to end."""
+
+    def map(self, function, jobs):
+        """As the built-in one, lazily."""
+        return map(function, jobs)
+
+    def shutdown(self, cancel_futures: bool) -> None:
+        """Nothing is running."""
+
+
+def two_steps(target: str, folder: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """A predictor after two steps of its recipe."""
+    monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(30.0))
+    return nodule_predictor.fit(target, Crops([folder]), None, work, 1.0, 5, silent)[0]
+
+
+@pytest.mark.parametrize("target", list(nodule_predictor.PREDICTORS))
+def test_no_voxel_label_reaches_the_predictors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    weights = []
+    for case in ("true", "deleted", "garbage"):
+        folder = write_folder(tmp_path / case, 6, seed=1)
+        if case == "deleted":
+            (folder / "masks.npy").unlink()
+        elif case == "garbage":
+            (folder / "masks.npy").write_bytes(np.random.default_rng(9).bytes(5000))
+        network = two_steps(target, folder, tmp_path / f"work-{case}", monkeypatch)
+        weights.append(network.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]) and torch.equal(value, weights[2][name]), name
+    assert sorted(path.name for path in (tmp_path / "deleted").iterdir()) == [
+        "images.npy", "kinds.json", "labels.npy", "spacings.npy"]
+    # And the bits do reach them: with others, the weights are others.
+    labels = np.load(tmp_path / "deleted" / "labels.npy")
+    np.save(tmp_path / "deleted" / "labels.npy", 1 - np.abs(labels))
+    other = two_steps(target, tmp_path / "deleted", tmp_path / "work-other", monkeypatch)
+    assert any(not torch.equal(value, weights[0][name]) for name, value in other.state_dict().items())
+
+
+def test_the_flow_sees_no_label_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(60.0))
+    folder = write_folder(tmp_path / "tiles", 12, seed=1)
+    for name in ("masks.npy", "kinds.json"):
+        (folder / name).unlink()
+    labels = folder / "labels.npy"
+    np.save(labels, np.full_like(np.load(labels), -1))
+    autoencoder, scale, velocity, curve = chest_flow.fit(Crops([folder]), tmp_path / "work", 2.0, 0, silent)
+    assert scale > 0 and len(curve) >= 2 and all(np.isfinite(row["validation_loss"]) for row in curve)
+    assert not autoencoder.training and not velocity.training
+
+
+def test_the_upper_bound_alone_needs_masks(tmp_path: Path, every_step_takes_20_seconds: None) -> None:
+    folder = write_folder(tmp_path / "tiles", 6, seed=1)
+    batch = next(mask_batches(Crops([folder]), 4, 0))
+    assert batch["mask"].shape == batch["image"].shape == (4, 1, 48, 48, 48)
+    inside = batch["image"][batch["mask"] > 0]
+    assert float(inside.min()) > float(batch["image"][batch["mask"] == 0].mean()) + 0.3, "turned together"
+    (folder / "masks.npy").unlink()
+    with pytest.raises(FileNotFoundError):
+        nodule_unet.fit(Crops([folder]), Crops([folder]), tmp_path / "work", 1.0, 0, silent)
+
+
+def test_bits_turn_with_their_images(tmp_path: Path) -> None:
+    folder = tmp_path / "tiles"
+    rng = np.random.default_rng(0)
+    tiles = []
+    for _ in range(6):
+        mask = np.zeros((TILE_VOXELS,) * 3, np.uint8)
+        for corner in np.argwhere(rng.random((2, 2, 2)) < 0.4) * CROP_VOXELS:
+            mask[tuple(slice(c + 6, c + 18) for c in corner)] = 1
+        tiles.append(SimpleNamespace(image=np.where(mask, 100, -850).astype(np.int16), mask=mask, spacing_mm=0.75,
+                                     label=bool(mask.any()), kind="", diameter_mm=0.0))
+    write_tiles(folder, "train", 0, silent, extra=tiles)
+    batches = image_batches(Crops([folder]), 6, seed=0, jitter=False)
+    seen = set()
+    for _ in range(4):
+        batch = next(batches)
+        crops = batch["image"][:, 0].reshape(6, 2, CROP_VOXELS, 2, CROP_VOXELS, 2, CROP_VOXELS)
+        bright = (crops.amax((2, 4, 6)) > 0.5).float()
+        assert torch.equal(bright, batch["bits"])
+        seen |= {tuple(row) for row in batch["bits"].flatten(1).int().tolist()}
+    assert len(seen) > 6, "tiles come in several orientations"
+
+
+def test_batches_repeat_with_their_seed_and_jitter_stays_in_range(tmp_path: Path) -> None:
+    crops = Crops([write_folder(tmp_path / "tiles", 4, seed=2)])
+    first, again, other = (next(image_batches(crops, 4, seed, jitter=True)) for seed in (1, 1, 2))
+    assert torch.equal(first["image"], again["image"]) and not torch.equal(first["image"], other["image"])
+    assert float(first["image"].min()) >= 0 and float(first["image"].max()) <= 1
+    assert set(first["spacing"].tolist()) <= {0.75, 1.5}
+    assert normalise(np.array([-3024.0, -1000, -300, 400, 3000])).tolist() == [0, 0, 0.5, 1, 1]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if recipe not in ("chest-flow", "nodule-cnn", "nodule-tinyvit", "nodule-unet"):
+        pytest.skip("not a recipe of the nodule method")
+    for number, name in enumerate(("phantoms", "real", "held-out")):  # as an earlier recipe left them
+        write_folder(tmp_path / "chest-tiles" / name, 12, seed=number)
+    monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(60.0))
+    told: list[float] = []
+    load(RECIPES[recipe])(tmp_path / recipe, 2.0, 3, lambda fraction, message: told.append(fraction))
+    bundle = read_bundle(tmp_path / recipe)
+    bundle.verify()
+    kinds = {"chest-flow": "flow", "nodule-unet": "segmenter"}
+    assert (bundle.name, bundle.kind) == (recipe, kinds.get(recipe, "predictor"))
+    training = bundle.metadata["training"]
+    assert training["seed"] == 3 and training["recipe"] == f"genseg train {recipe}" and training["curve"]
+    assert training["data"]["tiles"] == {"phantoms": 12, "real": 12} and "C3N-00247" in training["data"]["real"]
+    assert bundle.metadata["metrics"] and bundle.metadata["commercial_use"] is True
+    assert "Not for clinical use." in (bundle.folder / "docs" / "README.md").read_text()
+    networks = load_bundle(bundle, "cpu").networks
+    x = torch.zeros(1, 1, 24, 24, 24)
+    if recipe == "chest-flow":
+        assert networks["autoencoder"].encode(x)[0].shape == (1, 4, 12, 12, 12)
+    else:
+        output = networks["segmenter" if recipe == "nodule-unet" else "predictor"](x)
+        assert output.isfinite().all()
+    assert told == sorted(told) and told[-1] <= 1
+    assert not (tmp_path / f"{recipe}.work").exists()
+    shutil.rmtree(tmp_path / recipe)
