@@ -1,0 +1,243 @@
+# ruff: noqa: N801 - the names are those of Slicer
+"""Small PySide6 stand-ins for the qMRML*, qSlicer* and ctk* classes that the panels' ``.ui`` files name.
+
+They have the desktop's properties, signals and slots as far as GenSeg uses them; :mod:`.pythonqt` refuses to show
+anything that the desktop does not have. MRML below them is real.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import slicer
+import vtk
+from PySide6 import QtCore, QtWidgets
+from PySide6.QtCore import Property, Signal
+
+
+def _plain(kind: Any, name: str, default: Any) -> Property:
+    """A property that is stored and nothing else."""
+    return Property(kind, lambda self: getattr(self, "_" + name, default),
+                    lambda self, value: setattr(self, "_" + name, value))
+
+
+class _SceneWidget(QtWidgets.QWidget):
+    """Knows a scene and hears of its nodes."""
+
+    def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._scene: Any = None
+        self._observers: list[int] = []
+
+    def setMRMLScene(self, scene: Any) -> None:
+        if self._scene is not None:
+            for tag in self._observers:
+                self._scene.RemoveObserver(tag)
+        self._scene, self._observers = scene, []
+        if scene is not None:
+            for event in (slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, slicer.vtkMRMLScene.EndCloseEvent,
+                          slicer.vtkMRMLScene.EndImportEvent):
+                self._observers.append(scene.AddObserver(event, self._heard))
+        self._sceneChanged()
+
+    def mrmlScene(self) -> Any:
+        return self._scene
+
+    def _sceneChanged(self) -> None:
+        """The scene, or what is in it, is another."""
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def _heard(self, scene: Any, event: str, node: Any = None) -> None:
+        self._nodeRemoved(node)
+
+    def _nodeRemoved(self, node: Any) -> None:
+        """A node goes; None: any may have gone."""
+
+
+class qMRMLWidget(_SceneWidget):
+    """The root of every panel."""
+
+    mrmlSceneChanged = Signal(object)
+
+    def setMRMLScene(self, scene: Any) -> None:
+        super().setMRMLScene(scene)
+        self.mrmlSceneChanged.emit(scene)
+
+
+class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
+    """What Slicer gives a scripted module's widget as its parent."""
+
+    isEntered = _plain(bool, "isEntered", False)
+
+
+class qMRMLNodeComboBox(_SceneWidget):
+    """Chooses a node of the scene."""
+
+    currentNodeChanged = Signal(object)
+    currentNodeIDChanged = Signal(str)
+
+    nodeTypes = _plain("QStringList", "nodeTypes", [])
+    showChildNodeTypes = _plain(bool, "showChildNodeTypes", True)
+    noneEnabled = _plain(bool, "noneEnabled", False)
+    addEnabled = _plain(bool, "addEnabled", True)
+    removeEnabled = _plain(bool, "removeEnabled", True)
+    renameEnabled = _plain(bool, "renameEnabled", False)
+    noneDisplay = _plain(str, "noneDisplay", "")
+    baseName = _plain(str, "baseName", "")
+
+    def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._node: Any = None
+
+    def _accepts(self, node: Any) -> bool:
+        return any(node.GetClassName() == name or (self.showChildNodeTypes and node.IsA(name))
+                   for name in self.nodeTypes)
+
+    def currentNode(self) -> Any:
+        return self._node
+
+    def setCurrentNode(self, node: Any) -> None:
+        if isinstance(node, str):
+            node = self._scene.GetNodeByID(node)
+        if node is not None and (self._scene is None or not self._accepts(node) or not self._scene.IsNodePresent(node)):
+            node = None
+        if node is not self._node:
+            self._node = node
+            self.currentNodeChanged.emit(node)
+            self.currentNodeIDChanged.emit(node.GetID() if node is not None else "")
+
+    def nodeCount(self) -> int:
+        return sum(self._accepts(self._scene.GetNthNode(index)) for index in range(self._scene.GetNumberOfNodes()))
+
+    def addNode(self) -> Any:
+        node = self._scene.AddNewNodeByClass(self.nodeTypes[0], self._scene.GenerateUniqueName(self.baseName or "Node"))
+        self.setCurrentNode(node)
+        return node
+
+    def _sceneChanged(self) -> None:
+        self._nodeRemoved(None)
+
+    def _nodeRemoved(self, node: Any) -> None:
+        gone = self._node is not None and (self._scene is None or node is self._node
+                                           or not self._scene.IsNodePresent(self._node))
+        if gone:
+            self.setCurrentNode(None)
+
+
+class qSlicerMarkupsPlaceWidget(_SceneWidget):
+    """Places points in the views; :meth:`click` is what a user does with the mouse."""
+
+    placeModeEnabled = _plain(bool, "placeModeEnabled", False)
+    buttonsVisible = _plain(bool, "buttonsVisible", True)
+
+    def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._node: Any = None
+
+    def currentNode(self) -> Any:
+        return self._node
+
+    def setCurrentNode(self, node: Any) -> None:
+        self._node = node
+
+    def _nodeRemoved(self, node: Any) -> None:
+        if node is None or node is self._node:
+            self._node = None
+
+
+class ctkCollapsibleButton(QtWidgets.QWidget):
+    """A section that opens and closes."""
+
+    contentsCollapsed = Signal(bool)
+    text = _plain(str, "text", "")
+
+    def _setCollapsed(self, collapsed: bool) -> None:
+        self._collapsed = collapsed
+        for child in self.children():
+            if isinstance(child, QtWidgets.QWidget):
+                child.setVisible(not collapsed)
+        self.contentsCollapsed.emit(collapsed)
+
+    collapsed = Property(bool, lambda self: getattr(self, "_collapsed", False), _setCollapsed)
+
+
+class ctkSliderWidget(QtWidgets.QWidget):
+    """A slider with a spin box. Without tracking, ``valueChanged`` comes on release and ``valueIsChanging`` before."""
+
+    valueChanged = Signal(float)
+    valueIsChanging = Signal(float)
+
+    decimals = _plain(int, "decimals", 2)
+    singleStep = _plain(float, "singleStep", 1.0)
+    pageStep = _plain(float, "pageStep", 10.0)
+    suffix = _plain(str, "suffix", "")
+    prefix = _plain(str, "prefix", "")
+    tracking = _plain(bool, "tracking", True)
+
+    def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._minimum, self._maximum, self._value = 0.0, 99.0, 0.0
+
+    def setValue(self, value: float) -> None:
+        value = round(min(max(float(value), self._minimum), self._maximum), self.decimals)
+        if value != self._value:
+            self._value = value
+            self.valueChanged.emit(value)
+
+    def _setMinimum(self, value: float) -> None:
+        self._minimum = value
+        self.setValue(self._value)
+
+    def _setMaximum(self, value: float) -> None:
+        self._maximum = value
+        self.setValue(self._value)
+
+    value = Property(float, lambda self: self._value, setValue)
+    minimum = Property(float, lambda self: self._minimum, _setMinimum)
+    maximum = Property(float, lambda self: self._maximum, _setMaximum)
+
+    def drag(self, *values: float) -> None:
+        """What a user does with the mouse: move over all values and let go at the last."""
+        for value in values:
+            if self.tracking:
+                self.setValue(value)
+            else:
+                self.valueIsChanging.emit(value)
+        self.setValue(values[-1])
+
+
+CUSTOM = (qMRMLWidget, qSlicerScriptedLoadableModuleWidget, qMRMLNodeComboBox, qSlicerMarkupsPlaceWidget,
+          ctkCollapsibleButton, ctkSliderWidget)
+
+
+class UiLoader(QtCore.QObject):
+    """``qt.QUiLoader``: loads a ``.ui`` file with the stand-ins, and makes its connections.
+
+    PySide6 cannot make connections whose signatures name MRML classes, so they are made here.
+    """
+
+    def load(self, file: QtCore.QFile) -> QtWidgets.QWidget:
+        import xml.etree.ElementTree as ElementTree
+
+        from PySide6.QtUiTools import QUiLoader
+
+        tree = ElementTree.fromstring(bytes(file.readAll()))
+        connections = tree.find("connections")
+        wanted = [[connection.findtext(part) for part in ("sender", "signal", "receiver", "slot")]
+                  for connection in (connections if connections is not None else ())]
+        if connections is not None:
+            tree.remove(connections)
+        loader = QUiLoader()
+        for cls in CUSTOM:
+            loader.registerCustomWidget(cls)
+        buffer = QtCore.QBuffer()
+        buffer.setData(ElementTree.tostring(tree))
+        buffer.open(QtCore.QIODevice.OpenModeFlag.ReadOnly)
+        root = loader.load(buffer)
+        if root is None:
+            raise RuntimeError(loader.errorString())
+        for sender, signal, receiver, slot in wanted:
+            source = root if root.objectName() == sender else root.findChild(QtCore.QObject, sender)
+            target = root.findChild(QtCore.QObject, receiver)
+            getattr(source, signal.split("(")[0]).connect(getattr(target, slot.split("(")[0]))
+        return root
