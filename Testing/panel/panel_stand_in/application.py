@@ -148,7 +148,16 @@ def extend(slicer: Any) -> None:
         layout = slicer_module.util.getNodesByClass("vtkMRMLLayoutNode")[0]
         layout.AddObserver("ModifiedEvent", lambda caller, event: slicer_stand_in.update_views())
 
+    def save_scene(path: str, properties: Any = None) -> bool:
+        slicer_stand_in.application.save_scene(Path(path))
+        return True
+
+    def load_scene(path: str, properties: Any = None) -> bool:
+        slicer_stand_in.application.load_scene(Path(path))
+        return True
+
     slicer.util.selectModule = select
+    slicer.util.saveScene, slicer.util.loadScene = save_scene, load_scene  # the desktop's need its IO manager
     app.set_scene = set_scene
     app.set_scene(slicer)
     app.startupEnvironment = lambda: Environment(os.environ)
