@@ -4,7 +4,7 @@ Selvaraju et al. 2017 (Grad-CAM), Wang et al. 2020 (Score-CAM), Sundararajan et 
 out for 3D fields and for networks that read slices: MONAI's GradCAM flips importance by default and needs parameters
 that take gradients, ours are frozen.
 
-Every map is (K, J, I) on the field's voxels, rectified, 1 at its maximum (all 0 where nothing speaks for a nodule).
+A map is (K, J, I) on the field's voxels, rectified, 1 at its maximum (all 0 where nothing speaks for a nodule).
 """
 
 from __future__ import annotations
@@ -108,20 +108,18 @@ def score_cam(predictor: NodulePredictor, field: Tensor, baseline: Tensor, layer
 
 
 def integrated_gradients(
-    predictor: NodulePredictor, field: Tensor, baseline: Tensor, smoothing_voxels: float = 0.0, steps: int = PATH_STEPS
+    predictor: NodulePredictor, field: Tensor, baseline: Tensor, steps: int = PATH_STEPS
 ) -> Tensor:
     """Gradients of the logit along the straight path from ``baseline`` to ``field``, times their difference.
 
     Args:
         predictor, field, baseline: as for :func:`score_cam`.
-        smoothing_voxels: standard deviation of a Gaussian over the map; single voxels are noisy.
         steps: points of the midpoint rule.
+
+    Returns:
+        (1, 1, K, J, I), signed; summed, the logit of ``field`` less that of ``baseline``. For the map of it see
+        :func:`smoothed_map`.
     """
-    return _finished(gaussian_blur(path_attribution(predictor, field, baseline, steps), smoothing_voxels), field.shape)
-
-
-def path_attribution(predictor: NodulePredictor, field: Tensor, baseline: Tensor, steps: int = PATH_STEPS) -> Tensor:
-    """Integrated Gradients as they are, (1, 1, K, J, I); summed, the logit of ``field`` less that of ``baseline``."""
     total = torch.zeros_like(field)
     with torch.enable_grad():
         for step in range(steps):
@@ -129,6 +127,11 @@ def path_attribution(predictor: NodulePredictor, field: Tensor, baseline: Tensor
             (gradient,) = torch.autograd.grad(predictor(point).sum(), point)
             total += gradient / steps
     return total * (field - baseline)
+
+
+def smoothed_map(attribution: Tensor, smoothing_voxels: float) -> Tensor:
+    """Map (K, J, I) of a signed attribution (1, 1, K, J, I), whose single voxels are noisy, after a Gaussian."""
+    return _finished(gaussian_blur(attribution, smoothing_voxels), attribution.shape)
 
 
 def gaussian_blur(image: Tensor, sigma_voxels: float) -> Tensor:

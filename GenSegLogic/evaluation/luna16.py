@@ -100,7 +100,8 @@ def _records(
                 records.append(_kept(cache, job, lambda c=case, m=models, k=chosen: measure_case(c, m, k)))
             if chosen is not None:
                 job = {**base, "search": True}
-                records.append(_kept(cache, job, lambda s=scan, g=lungs, m=models: _search(s, g, m)))
+                label = predictor_label(predictor)
+                records.append(_kept(cache, job, lambda s=scan, g=lungs, m=models, n=label: _search(s, g, m, n)))
     return found
 
 
@@ -143,7 +144,7 @@ def _nodule_cases(scan: Luna16Case, lungs: Volume, half_mm: float) -> Iterator[t
         yield index, cases.Case(image, inside, truth, click, SEED + index, "", nodule.diameter_mm)
 
 
-def _search(scan: Luna16Case, lungs: Volume, models: Models) -> Record:
+def _search(scan: Luna16Case, lungs: Volume, models: Models, label: str) -> Record:
     """By LUNA16's rules: a finding on what fewer than three readers marked counts neither way."""
     labels = np.zeros(scan.image.shape, np.int16)
     origin = scan.image
@@ -156,5 +157,5 @@ def _search(scan: Luna16Case, lungs: Volume, models: Models) -> Record:
         labels[nodule.mask_like(scan.image)] = number
     return {
         "diameters_mm": [nodule.diameter_mm for nodule in scan.nodules],
-        "marks": marks(scan.image, lungs, labels, models),
+        "marks": {label: marks(scan.image, lungs, labels, models)},
     }

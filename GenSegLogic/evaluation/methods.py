@@ -22,7 +22,7 @@ from ..nodules.residual import combine
 from ..nodules.segments import Finding, nodules_from_residual, window_around
 from ..nodules.task import NoduleTask
 from ..volume import Volume, resample_like
-from .attribution import BASELINES, LAYERS, baseline_image, grad_cam, integrated_gradients, score_cam
+from .attribution import BASELINES, LAYERS, baseline_image, grad_cam, integrated_gradients, score_cam, smoothed_map
 from .cases import Case
 from .metrics import dice, surface_distances
 
@@ -59,6 +59,7 @@ class Situation:
     case: Case
     models: Models
     painted: dict[float, Region] = field(default_factory=dict)
+    attributed: dict[str, Tensor] = field(default_factory=dict)
 
     def paint(self, strength: float) -> Region:
         """The region painted with a strength of guidance (0: unguided), from the case's own noise."""
@@ -99,6 +100,13 @@ class Situation:
             voxels = resample_like(self.case.lungs, self.field, "nearest", 0).voxels
             lung = torch.from_numpy(voxels.astype(np.float32))[None, None].to(self.tensor.device)
         return baseline_image(name, self.tensor, lung)
+
+    def path_attribution(self, baseline: str) -> Tensor:
+        """Integrated Gradients from a baseline image, before they are smoothed."""
+        if baseline not in self.attributed:
+            start = self.baseline(baseline)
+            self.attributed[baseline] = integrated_gradients(self.models.predictor, self.tensor, start)
+        return self.attributed[baseline]
 
     def on_scan(self, values: Tensor) -> Volume:
         """A map (K, J, I) on the field, inside the region's ball, on the scan's own grid."""
@@ -169,11 +177,8 @@ def _score_cam(situation: Situation, setting: Setting) -> Volume:
 
 
 def _integrated_gradients(situation: Situation, setting: Setting) -> Volume:
-    baseline = situation.baseline(setting["baseline"])
-    predictor = situation.models.predictor
-    return situation.on_scan(
-        integrated_gradients(predictor, situation.tensor, baseline, setting["smoothing_voxels"])
-    )
+    attribution = situation.path_attribution(setting["baseline"])
+    return situation.on_scan(smoothed_map(attribution, setting["smoothing_voxels"]))
 
 
 def _supervised(situation: Situation, setting: Setting) -> Volume:
@@ -245,7 +250,6 @@ def measure(situation: Situation, rows: tuple[Method, ...], chosen: Mapping[str,
     return result
 
 
-def false_voxels(situation: Situation, threshold_hu: float, strength: float) -> int:
-    """Voxels that painting with a strength finds where there is no nodule."""
-    scores = combine(situation.case.image, [situation.paint(strength)])
-    return int(pointed_at(scores, situation, threshold_hu).sum())
+def false_voxels(situation: Situation, threshold_hu: float) -> int:
+    """Voxels that the guided method finds where there is no nodule."""
+    return int(pointed_at(combine(situation.case.image, [situation.region]), situation, threshold_hu).sum())

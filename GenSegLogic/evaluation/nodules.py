@@ -78,29 +78,30 @@ def nodules_phantom(arguments: Mapping[str, Any], progress: Progress) -> dict[st
     result: dict[str, Any] = {"benchmark": "nodules-phantom", "rows": []}
     names = model_names(arguments, arguments["workers"])
     for number, predictor in enumerate(names):
-        told = part(progress, number / len(names), (number + 1) / len(names))
+        told = part(progress, 0.7 * number / len(names), 0.7 * (number + 1) / len(names))
         label = predictor_label(predictor)
         base = job_base(predictor)
         chosen: dict[str, Any] | None = None
         if "segmentation" in parts or "clean" in parts:
-            chosen = _choose(arguments, base, cache, part(told, 0, 0.3))
+            chosen = _choose(arguments, base, cache, part(told, 0, 0.4))
             result.setdefault("chosen", []).extend(table.chosen_rows(label, chosen))
         if "segmentation" in parts:
             jobs = _jobs(base, "test nodule", arguments["nodules"], chosen=chosen)
-            records = _run(arguments, jobs, cache, part(told, 0.3, 0.6), "Test nodules")
+            records = _run(arguments, jobs, cache, part(told, 0.4, 0.8), "Test nodules")
             result["rows"] += table.segmentation_rows(label, records)
             result.setdefault("paired", []).extend(table.paired_rows(label, records))
         if "clean" in parts:
             jobs = _jobs(base, "clean", arguments["clean"], chosen=chosen)
-            records = _run(arguments, jobs, cache, part(told, 0.6, 0.7), "Scans without nodules")
+            records = _run(arguments, jobs, cache, part(told, 0.8, 1), "Scans without nodules")
             result.setdefault("clean", []).extend(table.clean_rows(label, records))
-        if "detection" in parts:
-            jobs = _jobs(base, "scan", arguments["scans"], nodules=NODULES_PER_SCAN)
-            jobs += _jobs(base, "scan", arguments["clean"], first=arguments["scans"], nodules=(0, 0))
-            records = _run(arguments, jobs, cache, part(told, 0.7, 1), "Searched scans")
-            found = table.detection(label, records)
-            result.setdefault("detection", found)
-            result.setdefault("detection_by_predictor", []).append(found)
+    if "detection" in parts:
+        # One job for all predictors: drawing a whole scan takes as long as searching it.
+        base = {"models": [asdict(n) for n in names], "digests": [digests(n) for n in names], "task": TASK.describe()}
+        jobs = _jobs(base, "scan", arguments["scans"], nodules=NODULES_PER_SCAN)
+        jobs += _jobs(base, "scan", arguments["clean"], first=arguments["scans"], nodules=(0, 0))
+        records = _run(arguments, jobs, cache, part(progress, 0.7, 1), "Searched scans")
+        rows = [table.detection(predictor_label(predictor), records) for predictor in names]
+        result |= {"detection": rows[0], "detection_by_predictor": rows}
     return result
 
 
@@ -144,10 +145,11 @@ def _choose(arguments: Mapping[str, Any], base: Job, cache: Cache, progress: Pro
 
 def do(job: Job) -> Record:
     """Do one job, in whichever process: load the models, draw the case, measure."""
-    names = ModelNames(**job["models"])
-    models = load_models(names)
     if job["what"] == "scan":
-        return search_scan(cases.whole_scan("test", job["number"], tuple(job["nodules"])), models)
+        searched = [ModelNames(**names) for names in job["models"]]
+        scan = cases.whole_scan("test", job["number"], tuple(job["nodules"]))
+        return search_scan(scan, {predictor_label(names): load_models(names) for names in searched})
+    models = load_models(ModelNames(**job["models"]))
     half = models.flow.spacings_mm[-1] * models.flow.field_voxels / 2 + FIELD_MARGIN_MM
     if job["what"] == "clean":
         return _false_voxels(job, models, half)
@@ -173,24 +175,18 @@ def measure_case(case: cases.Case, models: Models, chosen: Mapping[str, Any] | N
 
 
 def _false_voxels(job: Job, models: Models, half_mm: float) -> Record:
-    strengths = {"guided": TASK.guidance, "unguided": 0.0}
-    places = {}
-    for place, case in cases.clean_cases("test", job["number"], half_mm):
-        situation = Situation(case, models)
-        places[place] = {
-            name: false_voxels(situation, job["chosen"][name]["threshold"], strength)
-            for name, strength in strengths.items()
-        }
-    return {"places": places}
+    threshold = job["chosen"]["guided"]["threshold"]
+    found = cases.clean_cases("test", job["number"], half_mm)
+    return {"places": {place: false_voxels(Situation(case, models), threshold) for place, case in found}}
 
 
-def search_scan(scan: cases.Scan, models: Models) -> Record:
-    """Search a whole scan as the task does, and say which nodule holds the centre of every candidate."""
+def search_scan(scan: cases.Scan, models: Mapping[str, Models]) -> Record:
+    """Search a whole scan as the task does, with each predictor, and say which nodule holds each candidate's centre."""
     lungs = lung_mask(scan.image)
     return {
         "diameters_mm": list(scan.diameters_mm),
         "kinds": list(scan.kinds),
-        "marks": marks(scan.image, lungs, scan.labels, models),
+        "marks": {label: marks(scan.image, lungs, scan.labels, own) for label, own in models.items()},
     }
 
 

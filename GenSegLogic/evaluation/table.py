@@ -86,29 +86,25 @@ def paired_rows(predictor: str, records: Sequence[Mapping[str, Any]]) -> list[Ro
 
 
 def clean_rows(predictor: str, records: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Scans without a nodule and those among them without a false voxel, by method.
+    """Scans without a nodule and those among them without a false voxel, at all places looked at and at each kind.
 
     Args:
         predictor: its name.
-        records: one per scan: ``places``, name of the place -> method -> false voxels.
+        records: one per scan: ``places``, kind of place -> false voxels of the guided method.
     """
     rows = []
-    for method in next(iter(records[0]["places"].values())):
-        for place in ("any", *records[0]["places"]):
-            counts = [
-                sum(found[method] for name, found in record["places"].items() if place in ("any", name))
-                for record in records
-            ]
-            rows.append(
-                {
-                    "method": method,
-                    "predictor": predictor,
-                    "place": place,
-                    "scans_without_false_voxel": sum(count == 0 for count in counts),
-                    "false_voxels_per_scan": float(np.mean(counts)),
-                    "n": len(counts),
-                }
-            )
+    for place in ("any", *records[0]["places"]):
+        counts = [sum(n for name, n in record["places"].items() if place in ("any", name)) for record in records]
+        rows.append(
+            {
+                "method": "guided",
+                "predictor": predictor,
+                "place": place,
+                "scans_without_false_voxel": sum(count == 0 for count in counts),
+                "false_voxels_per_scan": float(np.mean(counts)),
+                "n": len(counts),
+            }
+        )
     return rows
 
 
@@ -117,15 +113,15 @@ def detection(predictor: str, records: Sequence[Mapping[str, Any]]) -> Row:
 
     Args:
         predictor: its name.
-        records: one per scan: ``diameters_mm`` of its nodules, ``marks`` (probability, nodule) of its candidates, with
-            nodule numbers from 1, 0 for none, negative for findings that do not count.
+        records: one per scan: ``diameters_mm`` of its nodules, ``marks`` by predictor: (probability, nodule) of its
+            candidates, with nodule numbers from 1, 0 for none, negative for findings that do not count.
     """
     scans, wanted = [], 0
     for record in records:
         diameters = record["diameters_mm"]
         wanted += sum(diameter >= DETECTED_FROM_MM for diameter in diameters)
         marks = []
-        for probability, nodule in record["marks"]:
+        for probability, nodule in record["marks"][predictor]:
             small = nodule > 0 and diameters[nodule - 1] < DETECTED_FROM_MM
             marks.append(Mark(probability, -1 if small else nodule))
         scans.append(marks)

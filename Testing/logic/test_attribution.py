@@ -13,8 +13,8 @@ from GenSegLogic.evaluation.attribution import (
     grad_cam,
     integrated_gradients,
     layer_module,
-    path_attribution,
     score_cam,
+    smoothed_map,
 )
 from GenSegLogic.networks.predictors import CNNPredictor, NodulePredictor
 from Testing.logic.nodule_bundles import random_network
@@ -59,7 +59,8 @@ def test_maps_of_a_linear_network_are_its_evidence(spot: torch.Tensor) -> None:
     """The first channel has all of the gradient, and no voxel outside the spot differs from air."""
     expected = upsampled(Pooled().norm(spot))[0, 0]
     assert torch.allclose(grad_cam(Pooled(), spot), expected / expected.max(), atol=1e-6)
-    assert torch.equal(integrated_gradients(Pooled(), spot, torch.zeros(SHAPE)), spot[0, 0])
+    attribution = integrated_gradients(Pooled(), spot, torch.zeros(SHAPE))
+    assert torch.equal(smoothed_map(attribution, 0.0), spot[0, 0])
 
 
 def test_score_cam_weighs_channels_by_the_logit_behind_their_mask(spot: torch.Tensor) -> None:
@@ -101,7 +102,7 @@ def test_path_attributions_add_up_to_the_difference_of_the_logits(family: str) -
     predictor, field = random_network(family), noise()
     # Halfway only: where the image is flat, normalisation bends the path more than 48 steps follow.
     baseline = torch.lerp(baseline_image("blurred", field, torch.ones_like(field)), field, 0.5)
-    total = path_attribution(predictor, field, baseline, steps=48).sum()
+    total = integrated_gradients(predictor, field, baseline, steps=48).sum()
     with torch.no_grad():
         difference = predictor(field) - predictor(baseline)
     assert abs(float(difference)) > 1e-4
@@ -115,7 +116,8 @@ def test_every_choice_gives_a_map_of_its_own(family: str) -> None:
     lung[..., :12] = 1
     baselines = {name: baseline_image(name, field, lung) for name in BASELINES}
     maps = [score_cam(predictor, field, image, layer) for image in baselines.values() for layer in LAYERS]
-    maps += [integrated_gradients(predictor, field, image, s) for image in baselines.values() for s in (0.5, 2.0)]
+    attributions = [integrated_gradients(predictor, field, image) for image in baselines.values()]
+    maps += [smoothed_map(attribution, s) for attribution in attributions for s in (0.5, 2.0)]
     for found in maps:
         assert found.shape == SHAPE[2:] and found.min() >= 0 and found.max() == pytest.approx(1.0)
     for first in range(len(maps)):
@@ -147,7 +149,7 @@ def test_blur_is_a_gaussian() -> None:
 
 def test_no_evidence_gives_an_empty_map() -> None:
     assert not grad_cam(Pooled(), torch.zeros(SHAPE)).any()
-    assert not integrated_gradients(Pooled(), torch.zeros(SHAPE), torch.zeros(SHAPE)).any()
+    assert not smoothed_map(integrated_gradients(Pooled(), torch.zeros(SHAPE), torch.zeros(SHAPE)), 1.0).any()
 
 
 def test_a_predictor_of_an_unknown_family_is_refused() -> None:
