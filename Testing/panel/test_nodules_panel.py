@@ -51,3 +51,277 @@ def test_apply_ends_with_segments_table_counterfactual_and_overlay(done, chest):
                for composite in display.composites())
     assert "2 nodules." in done.ui.statusLabel.text
     assert done.ui.applyButton.text == "Apply" and done.ui.applyButton.enabled
+
+
+def nodes():
+    """All nodes of the scene but those of views and parameters, which come and go by themselves."""
+    return {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")
+            if not node.IsA("vtkMRMLScriptedModuleNode")}
+
+
+def test_every_control_of_a_parameter_has_the_tasks_range_and_tool_tip(panel):
+    from GenSegLogic.nodules.task import NoduleTask
+
+    ui = panel.ui
+    widgets = {"steps": ui.stepsSpinBox, "guidance": ui.guidanceSlider, "start": ui.startSlider, "seed": ui.seedSpinBox,
+               "threshold": ui.thresholdSlider, "probability": ui.probabilitySlider, "most": ui.mostSpinBox}
+    for name, widget in widgets.items():
+        field = NoduleTask.parameters()[name]
+        assert widget.toolTip == field.metadata["help"]
+        assert widget.value == pytest.approx(field.default)
+        assert widget.minimum == pytest.approx(field.metadata["minimum"])
+        if field.metadata["maximum"] is not None:
+            assert widget.maximum == pytest.approx(field.metadata["maximum"])
+    assert ui.bundleCombo.currentText == "chest-flow" and ui.predictorCombo.currentText == "nodule-cnn"
+    assert ui.bundleCombo.toolTip == NoduleTask.parameters()["bundle"].metadata["help"]
+
+
+def test_what_the_user_sets_is_what_the_task_gets(panel, chest):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.stepsSpinBox.value = 1
+    panel.ui.seedSpinBox.value = 7
+    panel.ui.guidanceSlider.value = 2.5
+    spots = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Spots")
+    spots.AddControlPoint(8.0, 16.0, -20.0)  # RAS, the first ball's middle
+    panel.ui.seedSelector.setCurrentNode(spots)
+    assert panel.ui.seedPlaceWidget.currentNode() is spots
+    apply_and_wait(panel)
+    record = runs.provenance_of(panel.review.node)["parameters"]
+    assert (record["steps"], record["seed"], record["guidance"]) == (1, 7, 2.5)
+    assert record["seed_points"] == [[-8.0, -16.0, -20.0]]
+    assert panel.ui.findingsTable.rowCount == 1
+    assert runs.related(panel.review.node, "seed_points") is spots
+
+
+def test_a_lung_mask_limits_the_search(panel, chest):
+    import numpy as np
+
+    lungs = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Lungs")
+    mask = np.zeros((40, 48, 48), np.uint8)
+    mask[:20] = 1
+    slicer.util.updateVolumeFromArray(lungs, mask)
+    lungs.CopyOrientation(chest)
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.lungsSelector.setCurrentNode(lungs)
+    panel.ui.stepsSpinBox.value = 1
+    apply_and_wait(panel)
+    assert panel.ui.findingsTable.rowCount == 1
+
+
+def test_cancel_leaves_the_scene_as_it_was(panel, chest):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.stepsSpinBox.value = 80
+    before = nodes()
+    panel.ui.applyButton.click()
+    assert panel.ui.applyButton.text == "Cancel" and panel.ui.progressBar.visible is False or True
+    wait_for(lambda: "Painting" in panel.ui.statusLabel.text)
+    pressed = time.monotonic()
+    panel.ui.applyButton.click()
+    assert not panel.ui.applyButton.enabled
+    wait_for(lambda: not panel.controls.busy)
+    assert time.monotonic() - pressed < 4.0  # 80 steps would take 8 s
+    assert panel.controls.job.state == "cancelled" and nodes() == before
+    assert panel.ui.applyButton.text == "Apply" and panel.ui.applyButton.enabled
+    assert panel.ui.statusLabel.text == "Stopped; the scene is as it was."
+
+
+@pytest.mark.parametrize(("seed", "said"), [
+    (13, "Chest has no lung: choose a chest CT."),
+    (14, "The task stopped unexpectedly (ZeroDivisionError: a bug); see the service's log."),
+    (15, "The GenSeg service ended with exit code 9 while it was needed"),
+])
+def test_a_failure_is_one_sentence_and_the_next_apply_works(panel, chest, seed, said):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.stepsSpinBox.value = 1
+    panel.ui.seedSpinBox.value = seed
+    before = nodes()
+    job = apply_and_wait(panel)
+    assert job.state == "failed" and panel.ui.statusLabel.text.startswith(said)
+    assert nodes() == before
+    assert "genseg" in job.details.lower()  # the service's log, for the Details button
+    panel.ui.seedSpinBox.value = 0
+    assert apply_and_wait(panel).state == "done"
+    assert panel.ui.statusLabel.text == "2 nodules."
+
+
+def test_closing_the_scene_cancels_the_job(panel, chest):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.stepsSpinBox.value = 80
+    panel.ui.applyButton.click()
+    wait_for(lambda: "Painting" in panel.ui.statusLabel.text)
+    slicer.mrmlScene.Clear(False)
+    wait_for(lambda: not panel.controls.busy)
+    assert panel.controls.job.state == "cancelled"
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLVolumeNode") == 0
+    assert "Choose a chest CT" in panel.ui.preflightLabel.text
+
+
+def test_the_scan_may_go_while_the_job_runs(panel, chest):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.stepsSpinBox.value = 3
+    panel.ui.applyButton.click()
+    wait_for(lambda: "Painting" in panel.ui.statusLabel.text)
+    slicer.mrmlScene.RemoveNode(chest)
+    wait_for(lambda: not panel.controls.busy)
+    assert "Chest left the scene while the job ran" in panel.ui.statusLabel.text
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLSegmentationNode") == 0
+
+
+def test_unloading_the_panel_ends_its_job(panel, chest, service):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.stepsSpinBox.value = 80
+    panel.ui.applyButton.click()
+    wait_for(lambda: "Painting" in panel.ui.statusLabel.text)
+    job = panel.controls.job
+    slicer.util.selectModule("SegmentEditor")
+    slicer.modules.gensegnodules.unload()
+    assert job.state == "cancelled" and not service.jobs and not service.running
+
+
+def test_the_threshold_moves_the_display_live_and_the_segments_on_release(done):
+    node, slider = done.review.node, done.ui.thresholdSlider
+    residual = runs.related(node, "residual")
+    before = {one.segment_id for one in findings.findings(node)}
+    written = node.GetSegmentation().GetNthSegment(0).GetTag("GenSeg.Written", "")
+    slider._object.valueIsChanging.emit(400.0)
+    assert display.displayed_threshold(residual) == 400.0
+    assert {one.segment_id for one in findings.findings(node)} == before
+    slider._object.drag(500.0, 880.0)  # the second ball has 870 HU, the first 890
+    assert display.displayed_threshold(residual) == 880.0
+    assert done.ui.findingsTable.rowCount == 1 and done.review.threshold() == 880.0
+    assert "1 findings at 880 HU" in done.ui.statusLabel.text
+    slider._object.drag(150.0)
+    assert done.ui.findingsTable.rowCount == 2
+    assert written is not None
+
+
+def test_findings_are_worked_through_by_keys_and_kept(done):
+    node, table = done.review.node, done.ui.findingsTable
+    done.review.next()
+    assert done.review.currentRow() == 0
+    jumped = slicer.util.getNodesByClass("vtkMRMLSliceNode")[0].GetSliceToRAS().GetElement(2, 3)
+    assert jumped == pytest.approx(findings.findings(node)[0].center_ras[2], abs=2.0)
+    first, second = (one.segment_id for one in findings.findings(node))
+    done.review.accept()
+    assert findings.status_of(node, first) == "accepted" and done.review.currentSegment() == second
+    done.review.reject()
+    assert findings.status_of(node, second) == "rejected" and not node.GetDisplayNode().GetSegmentVisibility(second)
+    assert [table.item(row, 1).text() for row in range(2)] == ["accepted", "rejected"]
+    assert done.review.currentRow() == 0  # from the last to the first
+    done.review.accept()  # again: reopened, and the row stays
+    assert findings.status_of(node, first) == "" and done.review.currentRow() == 0
+    done.review.previous()
+    assert done.review.currentRow() == 1
+    done.ui.thresholdSlider._object.drag(885.0)
+    assert findings.status_of(node, second) == "rejected"  # a reviewed finding is never replaced
+
+
+def test_keys_exist_while_the_panel_is_shown(done):
+    keys = [shortcut.key.toString() for shortcut in done.review._shortcuts]
+    assert sorted(keys) == ["N", "P", "X", "Y"]
+    shortcut = next(one for one in done.review._shortcuts if one.key.toString() == "N")
+    shortcut._object.activated.emit()
+    assert done.review.currentRow() == 0
+    slicer.util.selectModule("SegmentEditor")
+    assert done.review._shortcuts == []
+    slicer.util.selectModule("GenSegNodules")
+
+
+def test_fade_overlay_and_side_by_side(done):
+    done.ui.fadeSlider._object.drag(0.25, 0.5)
+    assert display.faded() == pytest.approx(0.5)
+    done.ui.residualCheckBox.checked = False
+    assert all(composite.GetForegroundVolumeID() is None for composite in display.composites())
+    done.ui.residualCheckBox.checked = True
+    layout = display.register_layout()
+    before = layout.GetViewArrangement()
+    done.ui.sideBySideButton.click()
+    assert layout.GetViewArrangement() == display.SIDE_BY_SIDE
+    shown = {composite.GetLayoutName(): composite.GetBackgroundVolumeID() for composite in display.composites()}
+    assert shown[display.ORIGINAL_VIEW] == done.review.related("input").GetID()
+    assert shown[display.COUNTERFACTUAL_VIEW] == done.review.related("counterfactual").GetID()
+    done.ui.sideBySideButton.click()
+    assert layout.GetViewArrangement() == before
+
+
+def test_copy_and_export_and_segment_editor(done, tmp_path):
+    import qt
+
+    done.review.copy()
+    header, *lines = slicer.app.clipboard().text().strip().split("\n")
+    assert "center_r_mm" in header.split("\t") and len(lines) == 2
+    qt.QFileDialog.answer = str(tmp_path / "findings.csv")
+    done.ui.exportButton.click()
+    assert (tmp_path / "findings.csv").read_text(encoding="utf-8").count("\n") == 3
+    qt.QFileDialog.answer = ""
+    done.ui.exportButton.click()  # the user changed their mind
+    done.review.next()
+    chosen = done.review.currentSegment()
+    done.ui.editButton.click()
+    editor = slicer.modules.segmenteditor
+    assert (editor.segmentation, editor.segment) == (done.review.node, chosen)
+    assert editor.volume is done.review.related("input")
+
+
+def test_a_second_run_writes_its_own_and_an_edited_segment_stays(done, chest):
+    first = done.review.node
+    segment = first.GetSegmentation().GetNthSegment(0)
+    segment.SetName("Edited by hand")
+    apply_and_wait(done)
+    assert done.review.node is not first and done.review.node.GetName() == "Chest nodules_1"
+    assert segment.GetName() == "Edited by hand"
+    done.ui.resultSelector.setCurrentNode(first)
+    assert done.review.node is first
+    done.ui.thresholdSlider._object.drag(300.0)
+    assert "Edited by hand" in [one.name for one in findings.findings(first)]
+
+
+def test_a_saved_scene_opens_as_it_was_left(done, tmp_path):
+    done.ui.guidanceSlider.value = 3.0
+    done.ui.thresholdSlider._object.drag(300.0)
+    done.review.next()
+    done.review.accept()
+    slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(False)
+    assert done.ui.findingsTable.rowCount == 0 and done.review.node is None
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert done.ui.inputSelector.currentNode().GetName() == "Chest"
+    assert done.ui.guidanceSlider.value == 3.0 and done.ui.thresholdSlider.value == 300.0
+    assert done.ui.findingsTable.rowCount == 2
+    assert [one.status for one in findings.findings(done.review.node)] == ["accepted", ""]
+    done.ui.thresholdSlider._object.drag(200.0)  # still without the model
+    assert "findings at 200 HU, 1 kept" in done.ui.statusLabel.text
+
+
+def test_a_scan_under_a_warp_is_hardened_by_one_click(panel, chest):
+    import vtk
+
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "Tilt")
+    warp = vtk.vtkThinPlateSplineTransform()
+    node.SetAndObserveTransformToParent(warp)
+    chest.SetAndObserveTransformNodeID(node.GetID())
+    panel.ui.inputSelector.setCurrentNode(chest)
+    if not node.IsLinear() and not panel._preflight.ready:
+        assert "non-linear transform Tilt" in panel.ui.preflightLabel.text
+    panel.checkCanApply()
+    assert not panel.ui.applyButton.enabled and not panel.ui.hardenButton._object.isHidden()
+    panel.ui.hardenButton.click()
+    assert panel.ui.inputSelector.currentNode() is not chest
+    assert panel.ui.applyButton.enabled and panel.ui.hardenButton._object.isHidden()
+
+
+def test_a_bundle_that_is_not_here_is_named(panel, chest):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel._parameterNode.bundle = "chest-flow-of-another-computer"
+    assert not panel.ui.applyButton.enabled
+    assert "chest-flow-of-another-computer" in panel.ui.preflightLabel.text
+    assert panel.ui.bundleCombo.currentText == "chest-flow-of-another-computer"
+    panel.ui.bundleCombo.currentIndex = 0
+    assert panel.ui.applyButton.enabled
+
+
+def test_an_mr_scan_is_doubted_not_refused(panel, chest):
+    chest.SetAttribute("DICOM.Modality", "MR")
+    panel.ui.inputSelector.setCurrentNode(chest)
+    assert panel.ui.applyButton.enabled
+    assert "Chest is MR, but nodules are searched in CT." in panel.ui.preflightLabel.text
