@@ -53,6 +53,12 @@ def lung_mask(image: Volume) -> Volume:
     return Volume(mask.astype(np.uint8), affine, f"lungs of {image.name}")
 
 
+def with_margin(lungs: Volume, margin_mm: float = LUNG_GRID_MM) -> Volume:
+    """A lung mask grown by ``margin_mm``: nodules against the pleura reach under the surface that the closing draws."""
+    distance = ndimage.distance_transform_edt(lungs.voxels == 0, sampling=lungs.spacing[::-1])
+    return lungs.with_voxels((distance <= margin_mm).astype(np.uint8))
+
+
 def k_border(labels: np.ndarray) -> np.ndarray:
     """Boolean mask of the border pixels of one slice."""
     border = np.zeros(labels.shape, bool)

@@ -13,10 +13,15 @@ from torch import nn
 from ..volume import Volume, resample
 from .counterfactual import Counterfactual, Guidance, ball, counterfactual
 from .models import LatentFlow, normalise
+from .segments import Finding, component_at
 
 REGION_RADIUS = 0.34
 """Radius of the region of interest as a fraction of the field's edge; the rest of the field is context."""
 RESIDUAL_BLUR_VOXELS = 0.5
+SHELL_SHARE = 0.06
+"""A nodule that fills more of the shell under the region's edge than this is too large for the spacing."""
+SMALL_FOR_SPACING = 7.0
+"""A nodule of fewer voxels across than this is outlined better at a finer spacing."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +101,39 @@ def paint_adaptively(
 ) -> Region:
     """Paint at the finest spacing whose region holds the whole nodule.
 
-    A residual above ``threshold_hu`` that reaches the region's edge asks for the next spacing.
+    What reaches the region's edge asks for the next spacing; what then turns out small there, and was only spread by
+    the finer look, stays with the finer one.
     """
+    chosen: Region | None = None
     for number, spacing in enumerate(flow.spacings_mm):
 
         def told(step: int, steps: int, number: int = number) -> None:
             callback(number * steps + step, len(flow.spacings_mm) * steps)  # so that progress never runs backwards
 
         region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, told)
-        if not reaches_edge(region, threshold_hu):
+        diameter_mm, on_shell = extent(region, threshold_hu)
+        if chosen is None or diameter_mm > SMALL_FOR_SPACING * spacing:
+            chosen = region
+        if on_shell < SHELL_SHARE:
             break
-    return region
+    assert chosen is not None  # a flow has at least one spacing
+    return chosen
 
 
-def reaches_edge(region: Region, threshold_hu: float) -> bool:
-    """Whether a good part of the shell under the region's edge lies above the threshold."""
-    voxels = region.residual.voxels
-    spacing = float(region.residual.spacing[0])
-    distance = np.linalg.norm(np.indices(voxels.shape) - (len(voxels) - 1) / 2, axis=0) * spacing
-    shell = (distance < 0.8 * region.radius_mm) & (distance > 0.6 * region.radius_mm)
-    return float((voxels[shell] > threshold_hu).mean()) > 0.06
+def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
+    """Diameter in mm (of a ball of equal volume) of what lies at the region's middle, and its share of the outer shell.
+
+    It is the component above the threshold, or above 0.4 of the middle's peak where that is more.
+    """
+    residual = region.residual
+    spacing = float(residual.spacing[0])
+    distance = np.linalg.norm(np.indices(residual.shape) - (len(residual.voxels) - 1) / 2, axis=0) * spacing
+    peak = float(residual.voxels[distance < 0.5 * region.radius_mm].max())
+    above = residual.voxels > max(threshold_hu, 0.4 * peak)
+    finding = Finding((float(region.center[0]), float(region.center[1]), float(region.center[2])), region.radius_mm, 1.0)
+    component = component_at(above, residual, (slice(0, None),) * 3, finding)
+    if component is None:
+        return 0.0, 0.0
+    shell = (distance > 0.6 * region.radius_mm) & (distance < 0.8 * region.radius_mm)
+    diameter_mm = float(2 * (component.sum() * spacing**3 * 3 / (4 * np.pi)) ** (1 / 3))
+    return diameter_mm, float(component[shell].mean())

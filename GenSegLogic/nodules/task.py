@@ -89,7 +89,7 @@ class NoduleTask(Task):
         """
         import torch
 
-        from .lungs import lung_mask
+        from .lungs import lung_mask, with_margin
         from .models import latent_flow
         from .search import find_candidates
         from .segments import Finding
@@ -114,6 +114,8 @@ class NoduleTask(Task):
             lungs = _lungs_or_none(image)
         else:
             lungs = lung_mask(image)
+        # A mask that the user gave is taken at its word; our own is grown to hold what lies against the pleura.
+        within = lungs if lungs is None or "lungs" in volumes else with_margin(lungs)
 
         messages = []
         candidates: list[tuple[np.ndarray, float | None]]
@@ -145,7 +147,7 @@ class NoduleTask(Task):
             certain = region.probability_before if probability is None else probability
             findings.append(Finding(tuple(float(c) for c in center), region.radius_mm, float(certain)))
         progress(0.95, "Measuring")
-        return self._results(image, lungs, regions, findings, messages)
+        return self._results(image, within, regions, findings, messages)
 
     def guidance_settings(self) -> Guidance:
         """The settings of the guided flow that the parameters stand for."""
@@ -156,7 +158,7 @@ class NoduleTask(Task):
     def _results(
         self,
         image: Volume,
-        lungs: Volume | None,
+        within: Volume | None,
         regions: list[Region],
         findings: list,
         messages: list[str],
@@ -166,8 +168,8 @@ class NoduleTask(Task):
         from .segments import nodules_from_residual
 
         residual = combine(image, regions)
-        if lungs is not None:  # so that the residual alone suffices to move the threshold later
-            residual.voxels[resample_like(lungs, image, "nearest", 0).voxels == 0] = 0
+        if within is not None:  # so that the residual alone suffices to move the threshold later
+            residual.voxels[resample_like(within, image, "nearest", 0).voxels == 0] = 0
         segmentation = nodules_from_residual(residual, None, findings, self.threshold)
         rows = measure(image, segmentation, findings)
         longest = max((row["long_axis_mm"] for row in rows), default=0.0)
