@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-ANSWER_SECONDS = 0.1
 
 
 class Failed(AssertionError):
@@ -62,8 +61,9 @@ class Walkthrough:
                      self.saveAndReopen):
             started, self.longest = time.monotonic(), 0.0
             step()
-            print(f"{step.__name__:<14} {time.monotonic() - started:6.1f} s, longest pause {1000 * self.longest:4.0f} ms:"
-                  f" {self.ui.statusLabel.text or self.ui.preflightLabel.text}", flush=True)
+            said = self.ui.statusLabel.text or self.ui.preflightLabel.text
+            seconds, pause = time.monotonic() - started, 1000 * self.longest
+            print(f"{step.__name__:<14} {seconds:6.1f} s, longest pause {pause:4.0f} ms: {said}", flush=True)
 
     # What a user does
 
@@ -119,8 +119,9 @@ class Walkthrough:
         check(abs(display.displayed_threshold(residual) - new) < 1e-3, "The display did not follow the slider.")
         self.timed(lambda: setattr(self.ui.thresholdSlider, "value", new))
         check(first in list(self.segmentation.GetSegmentation().GetSegmentIDs()), "An accepted finding was replaced.")
-        review.exportTo(str(self.folder / "findings.csv"))
-        check((self.folder / "findings.csv").read_text(encoding="utf-8").count("\n") >= 2, "The table was not exported.")
+        path = self.folder / "findings.csv"
+        review.exportTo(str(path))
+        check(path.read_text(encoding="utf-8").count("\n") >= 2, "The table was not exported.")
 
     def cancel(self) -> None:
         """Apply and think better of it."""

@@ -38,13 +38,21 @@ def scene():
 
 @pytest.fixture(scope="session")
 def bundles():
-    """Bundles of every kind by name, those that ship or, where they do not yet, random ones."""
-    from GenSegLogic.bundles import list_bundles
+    """The bundles that the panel starts with: those that ship or, in a checkout without, ones of the same names."""
+    from GenSegLogic.bundles import list_bundles, write_bundle
     from GenSegLogic.bundles.folders import cached_bundles_folder
-    from Testing.logic.nodule_bundles import write_random_bundles
+    from GenSegLogic.networks import build
 
-    if not {"chest-flow", "nodule-cnn"} <= {bundle.name for bundle in list_bundles()}:
-        write_random_bundles(cached_bundles_folder())
+    arguments = {"channels": [8, 8, 16]}
+    for name, kind in (("chest-flow", "flow"), ("nodule-cnn", "predictor")):
+        if name not in [bundle.name for bundle in list_bundles()]:
+            metadata = {"kind": kind, "task": "nodules", "description": "Random weights.", "licence": "Apache-2.0",
+                        "commercial_use": True, "source": "made by a test",
+                        "image": {"modality": "CT", "window_hu": [-1000, 400], "spacing_mm": [1, 1, 1],
+                                  "orientation": "LPS"}}
+            network = build("predictor-cnn", arguments)
+            write_bundle(cached_bundles_folder() / name, metadata, {"predictor": ("predictor-cnn", arguments, network)},
+                         "# Random\n", "Apache-2.0\n")
     return [bundle.name for bundle in list_bundles()]
 
 

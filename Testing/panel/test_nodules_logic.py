@@ -10,12 +10,15 @@ import sys
 import types
 from pathlib import Path
 
-import pytest
-from conftest import MODULE, ROOT, SERVICE
-
 import panel_stand_in
+import pytest
 import slicer
+
 from GenSegLogic.errors import Cancelled, GenSegError
+
+ROOT = Path(__file__).parents[2]
+MODULE = ROOT / "GenSegExtension" / "GenSegNodules" / "GenSegNodules.py"
+SERVICE = Path(__file__).with_name("nodule_service.py")
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_run_stops_when_progress_says_so(logic, chest):
 
 
 def test_run_fails_in_one_sentence(logic, chest):
-    with pytest.raises(GenSegError, match="Chest has no lung: choose a chest CT."):
+    with pytest.raises(GenSegError, match="Chest has no lung: choose a chest CT"):
         logic.run(chest, steps=1, seed=13)
     with pytest.raises(GenSegError, match="steps is 0, but must be between 1 and 100"):
         logic.run(chest, steps=0)
@@ -123,10 +126,10 @@ def test_a_service_that_cannot_start_says_why(tmp_path):
 
 def test_importing_the_module_imports_nothing_heavy(bundles):
     """In a fresh process; the stand-ins themselves import PySide6 and vtk."""
-    code = ("import sys; sys.path[:0] = [%r, %r, %r]; import panel_stand_in; panel_stand_in.install();"
-            "before = set(sys.modules); from pathlib import Path; panel_stand_in.add_module(Path(%r));"
-            "print(*{name.split('.')[0] for name in set(sys.modules) - before})") % (
-        str(ROOT / "Testing" / "panel"), str(ROOT / "Testing"), str(ROOT / "GenSegExtension"), str(MODULE))
+    folders = [str(ROOT / "Testing" / "panel"), str(ROOT / "Testing"), str(ROOT / "GenSegExtension")]
+    code = (f"import sys; sys.path[:0] = {folders!r}; import panel_stand_in; panel_stand_in.install();"
+            f"before = set(sys.modules); from pathlib import Path; panel_stand_in.add_module(Path({str(MODULE)!r}));"
+            "print(*{name.split('.')[0] for name in set(sys.modules) - before})")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300).stdout
     imported = set(out.split())
     assert "GenSegPanel" in imported
