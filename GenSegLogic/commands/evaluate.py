@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
                 console.say(f"  {line}")
         elif isinstance(value, Mapping):
             console.say(f"{name}: " + ", ".join(f"{key} {_text(item)}" for key, item in value.items()))
+        elif name == "note":
+            console.say(str(value))
     return result
 
 

@@ -14,11 +14,11 @@ from GenSegLogic.training.chest_flow import AUTOENCODER, VELOCITY
 FLOW = {**VELOCITY, "num_channels": [8, 8, 16], "num_head_channels": [0, 0, 8]}
 SLICES = {"embed_dims": [16, 16, 16], "depths": [1, 1, 1], "num_heads": [1, 1, 1]}
 NARROW: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "autoencoder": ("chest-flow", "folding-autoencoder", {**AUTOENCODER, "num_channels": [4, 8]}),
+    "autoencoder": ("chest-flow", "folding-autoencoder", {**AUTOENCODER, "channels": 8, "blocks": 1}),
     "velocity": ("chest-flow", "maisi-velocity", FLOW),
     "cnn": ("nodule-cnn", "predictor-cnn", {"channels": [8, 8, 16]}),
     "tinyvit": ("nodule-tinyvit", "predictor-tinyvit", SLICES),
-    "segmenter": ("nodule-unet", "segmenter-unet", {"channels": [8, 16]}),
+    "segmenter": ("nodule-unet", "segmenter-unet", {"channels": [8, 16, 16]}),
 }
 KINDS = {"chest-flow": "flow", "nodule-cnn": "predictor", "nodule-tinyvit": "predictor", "nodule-unet": "segmenter"}
 

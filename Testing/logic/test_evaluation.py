@@ -417,7 +417,9 @@ root = test_luna16.root
 """The miniature of LUNA16's folder layout."""
 
 
-def test_luna16_runs_the_same_table(bundles: dict[str, Path], root: Path, tmp_path: Path) -> None:
+def test_luna16_runs_the_same_table(
+    bundles: dict[str, Path], root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lungs = np.full(test_luna16.SHAPE, 3, np.uint8)
     for uid, affine in ((test_luna16.CLEAN, test_luna16.STRAIGHT), (test_luna16.TURNED, test_luna16.FLIPPED)):
         test_luna16.write_scan(root / "seg-lungs-LUNA16" / f"{uid}.mhd", affine, lungs)
@@ -430,8 +432,11 @@ def test_luna16_runs_the_same_table(bundles: dict[str, Path], root: Path, tmp_pa
     assert everything["guided"]["n"] == 1  # subset 7 has one nodule; those of subset 0 chose the thresholds
     detection = result["detection"]
     assert (detection["nodules"], detection["scans"]) == (1, 1)
-    again = luna16.luna16(arguments_of(luna16, words), lambda f, m: None)
-    assert json.loads(json.dumps(again)) == json.loads(json.dumps(result))
+    capsys.readouterr()
+    assert main(["evaluate", "luna16", *words, "--json"]) == 0  # all from the cache
+    lines = capsys.readouterr().out.splitlines()
+    assert luna16.NOTE in lines
+    assert json.loads(lines[-1]) == json.loads(json.dumps(result))
 
 
 def test_luna16_boxes_hold_the_nodule_at_its_place(root: Path) -> None:
