@@ -104,7 +104,9 @@ class _Parameter:
         members = [member for member in typing.get_args(annotation) if member is not type(None)]
         self.optional = typing.get_origin(annotation) in (typing.Union, types.UnionType)
         self.type = members[0] if self.optional else annotation
-        self.is_node = isinstance(self.type, type) and hasattr(self.type, "GetNodeTagName")
+        nodes = members if self.optional else [annotation]  # a union of nodes takes any of them
+        self.is_node = all(isinstance(one, type) and hasattr(one, "GetNodeTagName") for one in nodes)
+        self.node_types = tuple(nodes) if self.is_node else ()
         self.default = default if default is not None else self._empty()
 
     def _empty(self) -> Any:
@@ -129,7 +131,7 @@ class _Parameter:
 
     def write(self, node: Any, value: Any) -> None:
         if self.is_node:
-            if value is not None and not isinstance(value, self.type) and not isinstance(value, str):
+            if value is not None and not isinstance(value, (*self.node_types, str)):
                 raise TypeError(f"{self.name} needs a {self.type.__name__}, is {type(value).__name__}")
             node.SetNodeReferenceID(self.name, value if isinstance(value, str) else value.GetID() if value else None)
             return
