@@ -162,7 +162,7 @@ def test_closing_the_scene_cancels_the_job(panel, chest):
 
 def test_the_scan_may_go_while_the_job_runs(panel, chest):
     panel.ui.inputSelector.setCurrentNode(chest)
-    panel.ui.stepsSpinBox.value = 3
+    panel.ui.stepsSpinBox.value = 15
     panel.ui.applyButton.click()
     wait_for(lambda: "Painting" in panel.ui.statusLabel.text)
     slicer.mrmlScene.RemoveNode(chest)
@@ -186,7 +186,6 @@ def test_the_threshold_moves_the_display_live_and_the_segments_on_release(done):
     node, slider = done.review.node, done.ui.thresholdSlider
     residual = runs.related(node, "residual")
     before = {one.segment_id for one in findings.findings(node)}
-    written = node.GetSegmentation().GetNthSegment(0).GetTag("GenSeg.Written", "")
     slider._object.valueIsChanging.emit(400.0)
     assert display.displayed_threshold(residual) == 400.0
     assert {one.segment_id for one in findings.findings(node)} == before
@@ -196,7 +195,6 @@ def test_the_threshold_moves_the_display_live_and_the_segments_on_release(done):
     assert "1 findings at 880 HU" in done.ui.statusLabel.text
     slider._object.drag(150.0)
     assert done.ui.findingsTable.rowCount == 2
-    assert written is not None
 
 
 def test_findings_are_worked_through_by_keys_and_kept(done):
