@@ -34,19 +34,17 @@ class Guidance:
         smoothing: standard deviation of delta as a fraction of t.
         through_network: rho > 0 of [T]: add the gradient through the velocity network, as plain guidance does.
         whole_field: decode the whole field instead of the region.
-        noise: fraction of fresh noise in the starting point; 0 is pure inversion, 1 is a random draw.
     """
 
-    start: float = 0.6
+    start: float = 0.7
     steps: int = 8
-    strength: float = 1.0
+    strength: float = 0.5
     iterations: int = 3
     recurrences: int = 1
     samples: int = 1
     smoothing: float = 0.1
     through_network: bool = False
     whole_field: bool = False
-    noise: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,7 @@ def counterfactual(
         inverted = invert(velocity, clean, rising, lambda step, steps: callback(step, 2 * steps))
         # The straight path through the input that ends where inversion ended.
         known_noise = (inverted - (1 - guidance.start) * clean) / guidance.start
-        fresh = _randn_like(clean, generator)
-        start_noise = (1 - guidance.noise**2) ** 0.5 * known_noise + guidance.noise * fresh
-        start_noise = torch.lerp(known_noise, start_noise, region)
-        x = interpolant(clean, start_noise, guidance.start)
+        x = inverted
 
     falling = rising[::-1]
     for step in range(guidance.steps):

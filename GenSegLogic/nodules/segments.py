@@ -17,6 +17,8 @@ REGION = Code("SCT", "39607008", "Lung")
 COLORS = ((0.90, 0.25, 0.20), (0.95, 0.65, 0.10), (0.20, 0.60, 0.90), (0.55, 0.30, 0.80), (0.15, 0.70, 0.45))
 SMALLEST_MM3 = 8.0
 """A ball of 2.5 mm: anything smaller is noise."""
+RELATIVE_THRESHOLD = 0.4
+"""Dense nodules blur beyond their surface: a voxel also needs this part of its nodule's peak (ours, from validation)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def nodules_from_residual(
     segments = []
     for number, finding in enumerate(findings, start=1):
         window = window_around(residual, np.array(finding.center), finding.radius_mm)
-        above = residual.voxels[window] > threshold_hu
+        above = residual.voxels[window] > max(threshold_hu, RELATIVE_THRESHOLD * peak_near(residual, finding))
         if lungs is not None:
             above &= lungs.voxels[window] > 0
         free = labels[window] == 0
@@ -63,6 +65,12 @@ def window_around(volume: Volume, center: np.ndarray, radius_mm: float) -> tuple
     low = np.floor(indices.min(0)).astype(int)
     high = np.ceil(indices.max(0)).astype(int) + 1
     return tuple(slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(low, high, volume.shape, strict=True))
+
+
+def peak_near(residual: Volume, finding: Finding) -> float:
+    """Peak of the residual in HU in the middle of a finding's region (98th percentile, so that noise does not count)."""
+    middle = residual.voxels[window_around(residual, np.array(finding.center), 0.5 * finding.radius_mm)]
+    return float(np.percentile(middle, 98)) if middle.size else 0.0
 
 
 def component_at(
