@@ -11,7 +11,7 @@ import slicer
 from GenSegScene import display, findings, runs
 
 
-def wait_for(condition, seconds=60.0):
+def wait_for(condition, seconds=180.0):
     """Let the event loop run until a condition holds."""
     assert panel_stand_in.process_events(seconds, condition), "it did not happen in time"
 
