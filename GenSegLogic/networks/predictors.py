@@ -45,7 +45,7 @@ def map_classifier(channels: int) -> nn.Conv3d:
     """The 1x1x1 convolution from features to logits; it starts at "no nodule anywhere"."""
     classifier = nn.Conv3d(channels, 1, 1)
     nn.init.normal_(classifier.weight, std=0.05)
-    nn.init.constant_(classifier.bias, -7.0)
+    classifier.bias = nn.Parameter(torch.full((1,), -7.0))
     return classifier
 
 

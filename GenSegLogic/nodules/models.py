@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..bundles.weights import LoadedBundle
 from ..errors import GenSegError
+from ..networks.predictors import NodulePredictor
 
 CT_CLASS = 1
 
@@ -86,6 +87,18 @@ def latent_flow(loaded: LoadedBundle) -> LatentFlow:
         spacings_mm=tuple(image.get("spacings_mm", image["spacing_mm"][:1])),
         field_voxels=int(image.get("field_voxels", 64)),
     )
+
+
+def nodule_predictor(loaded: LoadedBundle) -> NodulePredictor:
+    """The predictor of a loaded bundle.
+
+    Raises:
+        GenSegError: if the bundle holds none; a published encoder has to be fine-tuned first.
+    """
+    predictor = loaded.networks.get("predictor")
+    if not isinstance(predictor, NodulePredictor):
+        raise GenSegError(f"{loaded.bundle.name} is a {loaded.bundle.kind}, but nodules needs a predictor of nodules.")
+    return predictor
 
 
 def normalise(hu: Tensor, window_hu: tuple[float, float]) -> Tensor:

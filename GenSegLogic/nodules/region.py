@@ -13,7 +13,7 @@ from torch import nn
 from ..volume import Volume, resample
 from .counterfactual import Counterfactual, Guidance, ball, counterfactual
 from .models import LatentFlow, normalise
-from .segments import Finding, component_at
+from .segments import Finding, as_point, component_at
 
 REGION_RADIUS = 0.34
 """Radius of the region of interest as a fraction of the field's edge; the rest of the field is context."""
@@ -75,7 +75,8 @@ def paint(
     tensor = to_tensor(field, flow.window_hu, device)
     painted = counterfactual(flow, predictor, tensor, region, spacing_mm, guidance, generator, callback)
     residual = (painted.reconstruction - painted.image)[0, 0].cpu().numpy() * flow.hu_per_unit
-    residual = ndimage.gaussian_filter(residual, RESIDUAL_BLUR_VOXELS)
+    # A nodule only adds density; what the painting made denser is the flow's own taste, and not taken over.
+    residual = np.maximum(ndimage.gaussian_filter(residual, RESIDUAL_BLUR_VOXELS), 0)
     radius_mm = (radius + 1) * flow.downsampling * spacing_mm
     distance = np.linalg.norm(np.indices(residual.shape) - (flow.field_voxels - 1) / 2, axis=0) * spacing_mm
     residual[distance > radius_mm] = 0
@@ -121,7 +122,7 @@ def paint_adaptively(
 
 
 def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
-    """Diameter in mm (of a ball of equal volume) of what lies at the region's middle, and its share of the outer shell.
+    """Diameter in mm (of a ball of equal volume) of what lies in the region's middle; its share of the outer shell.
 
     It is the component above the threshold, or above 0.4 of the middle's peak where that is more.
     """
@@ -130,7 +131,7 @@ def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
     distance = np.linalg.norm(np.indices(residual.shape) - (len(residual.voxels) - 1) / 2, axis=0) * spacing
     peak = float(residual.voxels[distance < 0.5 * region.radius_mm].max())
     above = residual.voxels > max(threshold_hu, 0.4 * peak)
-    finding = Finding((float(region.center[0]), float(region.center[1]), float(region.center[2])), region.radius_mm, 1.0)
+    finding = Finding(as_point(region.center), region.radius_mm, 1.0)
     component = component_at(above, residual, (slice(0, None),) * 3, finding)
     if component is None:
         return 0.0, 0.0

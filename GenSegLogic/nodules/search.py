@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import nn
 
+from ..networks.predictors import NodulePredictor
 from ..volume import Volume, canonical_grid, crop, resample, resample_like
 from .models import normalise
 from .region import field_volume, to_tensor
-from .segments import Finding
 
 SEARCH_SPACING_MM = 1.5
 CLOSE_SPACING_MM = 0.75
@@ -42,7 +41,7 @@ class Candidate:
 def logit_volume(
     image: Volume,
     lungs: Volume,
-    predictor: nn.Module,
+    predictor: NodulePredictor,
     window_hu: tuple[float, float],
     progress: Callable[[float], None],
     spacing_mm: float = SEARCH_SPACING_MM,
@@ -92,7 +91,7 @@ def logit_volume(
 def find_candidates(
     image: Volume,
     lungs: Volume,
-    predictor: nn.Module,
+    predictor: NodulePredictor,
     window_hu: tuple[float, float],
     progress: Callable[[float], None] = lambda fraction: None,
     most: int = 24,
@@ -120,7 +119,7 @@ def find_candidates(
 
 
 def look_closer(
-    image: Volume, center: np.ndarray, far_logit: float, predictor: nn.Module, window_hu: tuple[float, float]
+    image: Volume, center: np.ndarray, far_logit: float, predictor: NodulePredictor, window_hu: tuple[float, float]
 ) -> Candidate:
     """The same place at 0.75 mm: its logit there, and a centre refined to where the evidence lies."""
     field = field_volume(image, center, CLOSE_SPACING_MM, CLOSE_VOXELS)
@@ -139,12 +138,7 @@ def look_closer(
     return Candidate(refined if near_logit > 0 else np.asarray(center, float), far_logit, near_logit)
 
 
-def as_finding(candidate: Candidate, radius_mm: float) -> Finding:
-    """A candidate as a finding with the reach of its region."""
-    return Finding(tuple(float(c) for c in candidate.center), radius_mm, candidate.probability)
-
-
-def _bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, slice, slice]:
+def _bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     return tuple(
         slice(max(part.start - margin, 0), min(part.stop + margin, n)) for part, n in zip(box, mask.shape, strict=True)

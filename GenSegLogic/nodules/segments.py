@@ -18,14 +18,23 @@ COLORS = ((0.90, 0.25, 0.20), (0.95, 0.65, 0.10), (0.20, 0.60, 0.90), (0.55, 0.3
 SMALLEST_MM3 = 8.0
 """A ball of 2.5 mm: anything smaller is noise."""
 RELATIVE_THRESHOLD = 0.4
-"""Dense nodules blur beyond their surface: a voxel also needs this part of its nodule's peak (ours, from validation)."""
+"""Dense nodules blur beyond their surface: a voxel also needs this part of its nodule's peak (from validation)."""
+
+
+Point = tuple[float, float, float]
+
+
+def as_point(center: np.ndarray) -> Point:
+    """An array of three coordinates as a tuple of floats."""
+    left, posterior, superior = (float(c) for c in center)
+    return left, posterior, superior
 
 
 @dataclass(frozen=True)
 class Finding:
     """A place where a nodule is suspected: centre in LPS mm, reach of its region in mm, p(nodule)."""
 
-    center: tuple[float, float, float]
+    center: Point
     radius_mm: float
     probability: float
 
@@ -68,7 +77,7 @@ def window_around(volume: Volume, center: np.ndarray, radius_mm: float) -> tuple
 
 
 def peak_near(residual: Volume, finding: Finding) -> float:
-    """Peak of the residual in HU in the middle of a finding's region (98th percentile, so that noise does not count)."""
+    """Peak of the residual in HU in the middle of a finding's region: the 98th percentile, against noise."""
     middle = residual.voxels[window_around(residual, np.array(finding.center), 0.5 * finding.radius_mm)]
     return float(np.percentile(middle, 98)) if middle.size else 0.0
 

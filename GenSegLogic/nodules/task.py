@@ -54,7 +54,7 @@ class NoduleTask(Task):
         unit="HU",
     )
     probability: float = parameter(
-        0.5, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
+        0.9, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
     )
     most: int = parameter(10, "At most this many findings are kept in a search.", minimum=1, maximum=50)
 
@@ -90,19 +90,16 @@ class NoduleTask(Task):
         import torch
 
         from .lungs import lung_mask, with_margin
-        from .models import latent_flow
+        from .models import latent_flow, nodule_predictor
         from .search import find_candidates
-        from .segments import Finding
+        from .segments import Finding, as_point
 
         image = volumes["image"]
         points = [np.asarray(point, float) for point in self.seed_points]
         for point in points:
             check_inside(image, point)
         flow = latent_flow(engine.networks(self.bundle))
-        predictor_bundle = engine.networks(self.predictor)
-        if predictor_bundle.bundle.kind != "predictor":
-            raise GenSegError(f"{self.predictor} is a {predictor_bundle.bundle.kind}, but nodules needs a predictor.")
-        predictor = predictor_bundle.networks["predictor"]
+        predictor = nodule_predictor(engine.networks(self.predictor))
 
         progress(0.01, "Finding the lungs")
         lungs = volumes.get("lungs")
@@ -122,6 +119,7 @@ class NoduleTask(Task):
         if points:
             candidates = [(point, None) for point in points]
         else:
+            assert lungs is not None  # without seed points the lungs were found or given
             searching = part(progress, 0.03, 0.3)
             found = find_candidates(
                 image, lungs, predictor, flow.window_hu, lambda fraction: searching(fraction, "Searching the lungs")
@@ -145,7 +143,7 @@ class NoduleTask(Task):
             )
             regions.append(region)
             certain = region.probability_before if probability is None else probability
-            findings.append(Finding(tuple(float(c) for c in center), region.radius_mm, float(certain)))
+            findings.append(Finding(as_point(center), region.radius_mm, float(certain)))
         progress(0.95, "Measuring")
         return self._results(image, within, regions, findings, messages)
 

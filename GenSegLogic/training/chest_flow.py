@@ -1,6 +1,6 @@
 """Recipe of the bundle ``chest-flow``: a factor-2 autoencoder and a rectified flow of its latents.
 
-The flow is MAISI's network in small (MONAI's class); the autoencoder has MAISI's interface and is light enough for a CPU.
+The flow is MAISI's network in small (MONAI's class); the autoencoder has MAISI's interface, but suits a CPU.
 The published weights of both run through the same code.
 """
 

@@ -47,11 +47,11 @@ def area_under_curve(scores: Tensor, truth: Tensor) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / max(count * rest, 1))
 
 
-def fit(target: str, crops: Crops, held_out: Crops | None, work: Path, minutes: float, seed: int, progress: Progress):
+def fit(target: str, crops: Crops, held_out: Crops, work: Path, minutes: float, seed: int, progress: Progress):
     """Train a predictor; validation figures are loss and area under the curve on crops of other phantoms."""
     torch.manual_seed(seed)
     network = build(target, PREDICTORS[target])
-    fixed = next(image_batches(held_out, 64, seed + 9, jitter=False)) if held_out else None
+    fixed = next(image_batches(held_out, 64, seed + 9, jitter=False))
 
     def validate(network: nn.Module) -> dict[str, float]:
         with torch.inference_mode():
@@ -61,4 +61,4 @@ def fit(target: str, crops: Crops, held_out: Crops | None, work: Path, minutes: 
         return {"validation_loss": float(loss), "validation_auc": area_under_curve(logits[known], fixed["bits"][known])}
 
     batches = image_batches(crops, 8, seed, jitter=True)
-    return train(network, predictor_loss, batches, work, minutes, progress, 2e-3, 0.99, validate if fixed else None)
+    return train(network, predictor_loss, batches, work, minutes, progress, 2e-3, 0.99, validate)

@@ -17,6 +17,9 @@ from ..progress import Progress, part
 if TYPE_CHECKING:
     from torch import nn
 
+Networks = dict[str, tuple[str, dict[str, Any], "nn.Module"]]
+"""Name in the bundle -> target of :data:`GenSegLogic.networks.TARGETS`, arguments, network."""
+
 RECIPES: dict[str, str] = {
     "chest-flow": "GenSegLogic.training.recipes:chest_flow",
     "nodule-cnn": "GenSegLogic.training.recipes:nodule_cnn",
@@ -62,7 +65,7 @@ def nodule_unet(output: Path, minutes: float, seed: int, progress: Progress) -> 
 
     crops, held_out, facts, left = _tiles(output, minutes, seed, progress)
     network, curve = recipe.fit(crops, held_out, _work(output), left, seed, part(progress, 0.1, 1))
-    networks = {"segmenter": ("segmenter-unet", {}, network)}
+    networks: Networks = {"segmenter": ("segmenter-unet", {}, network)}
     description = "Supervised 3D U-Net of nodules, the upper bound of the benchmark; trained on voxel labels."
     _write(output, "segmenter", "segmentation", description, networks, curve, seed, left, facts)
 
@@ -105,7 +108,7 @@ def _write(
     kind: str,
     task: str,
     description: str,
-    networks: dict[str, tuple[str, dict[str, Any], nn.Module]],
+    networks: Networks,
     curve: list[dict[str, float]],
     seed: int,
     minutes: float,

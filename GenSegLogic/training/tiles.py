@@ -45,7 +45,7 @@ class Tile:
 
 
 def crop_bits(mask: np.ndarray) -> np.ndarray:
-    """The bits of a tile's eight crops, (2, 2, 2) int8: 1 with a nodule, 0 without, -1 where a mere trace reaches in."""
+    """The bits of a tile's eight crops, (2, 2, 2) int8: 1 with a nodule, 0 without, -1 with a mere trace."""
     half = CROP_VOXELS
     counts = mask.reshape(2, half, 2, half, 2, half).sum(axis=(1, 3, 5), dtype=int)
     return np.select([counts >= TRACE_VOXELS, counts == 0], [1, 0], -1).astype(np.int8)

@@ -267,7 +267,7 @@ class InlinePool:
 def two_steps(target: str, folder: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """A predictor after two steps of its recipe."""
     monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(30.0))
-    return nodule_predictor.fit(target, Crops([folder]), None, work, 1.0, 5, silent)[0]
+    return nodule_predictor.fit(target, Crops([folder]), Crops([folder]), work, 1.0, 5, silent)[0]
 
 
 @pytest.mark.parametrize("target", list(nodule_predictor.PREDICTORS))
