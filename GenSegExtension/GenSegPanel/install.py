@@ -19,9 +19,7 @@ _TORCH_CUDA_MEGABYTES = 2500
 
 def missing() -> list[str]:
     """Requirements of the engine and its service that Slicer's Python does not meet, as pip writes them."""
-    packaging = slicer.packaging
-    wanted = packaging.load_requirements(SERVICE_REQUIREMENTS)
-    return requirements.missing() + [str(item) for item in wanted if not packaging.pip_check(item)]
+    return requirements.missing() + _missing_for_service()
 
 
 def question(lines: list[str]) -> str:
@@ -53,7 +51,7 @@ def ensure() -> bool:
             question(lines), windowTitle=_("Install what GenSeg needs")):
         return False
     requirements.ensure()
-    service = [line for line in lines if line not in requirements.missing()]
+    service = _missing_for_service()
     try:
         slicer.packaging.pip_ensure(service, prompt_install=False, prompt_restart=False, requester="GenSeg",
                                     show_progress=slicer.util.mainWindow() is not None)
@@ -61,6 +59,12 @@ def ensure() -> bool:
         raise GenSegError(_("The packages could not be installed: check the network and retry. {reason}").format(
             reason=error)) from error
     return True
+
+
+def _missing_for_service() -> list[str]:
+    packaging = slicer.packaging
+    wanted = packaging.load_requirements(SERVICE_REQUIREMENTS)
+    return [str(item) for item in wanted if not packaging.pip_check(item)]
 
 
 def _name(line: str) -> str:

@@ -26,18 +26,21 @@ import slicer_stand_in
 __all__ = ["add_module", "install", "process_events"]
 
 _application: Any = None
+_loop: Any = None
+"""Its processEvents is used, because that of QApplication loses a reference to None at every call (PySide6 6.12)."""
 
 
 def install() -> Any:
     """Complete ``slicer`` and add ``qt`` and ``ctk``; a second call changes nothing."""
-    global _application
+    global _application, _loop
     slicer = slicer_stand_in.install()
     if "qt" in sys.modules:
         return slicer
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-    from PySide6 import QtWidgets
+    from PySide6 import QtCore, QtWidgets
 
     _application = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["slicer"])
+    _loop = QtCore.QEventLoop()
     from . import application, connectors, qt_module, widgets
 
     sys.modules["qt"] = qt_module.make(Path(tempfile.mkdtemp(prefix="panel-stand-in-")) / "settings.ini")
@@ -61,7 +64,7 @@ def process_events(seconds: float = 0.0, until: Callable[[], bool] | None = None
     """Let the event loop run for some seconds, or until ``until()`` is true; returns whether it became true."""
     end = time.monotonic() + seconds
     while True:
-        _application.processEvents()
+        _loop.processEvents()
         if until is not None and until():
             return True
         if time.monotonic() >= end:

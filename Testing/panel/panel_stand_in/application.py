@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from PySide6 import QtWidgets
+from PySide6 import QtCore, QtWidgets
 
 import slicer_stand_in
 
@@ -163,4 +163,4 @@ def extend(slicer: Any) -> None:
     app.startupEnvironment = lambda: Environment(os.environ)
     app.topLevelWidgets = lambda: []
     app.clipboard = lambda: wrap(QtWidgets.QApplication.clipboard())
-    app.processEvents = QtWidgets.QApplication.processEvents
+    app.processEvents = QtCore.QEventLoop().processEvents  # not QApplication's: see panel_stand_in._loop
