@@ -52,7 +52,7 @@ def main() -> None:
         if panel.controls.job.state != "done":
             sys.exit(f"The job failed: {panel.controls.job.error}")
         print(panel.ui.statusLabel.text)
-        largest_first(panel.review)
+        most_probable_first(panel.review)
         closer(view)
         save_picture(view.picture(), PICTURES / "overlay.png")
         panel.ui.residualCheckBox.checked = False
@@ -62,12 +62,15 @@ def main() -> None:
     module.unload()
 
 
-def largest_first(review: Any) -> None:
-    """Select the finding with the longest axis, which moves the views there."""
+def most_probable_first(review: Any) -> None:
+    """Select the finding of the highest probability, which moves the views there."""
     from GenSegScene import findings
 
-    sizes = [float(one.row.get("long_axis_mm") or 0.0) for one in findings.findings(review.node)]
-    review.ui.findingsTable.selectRow(sizes.index(max(sizes)))
+    found = findings.findings(review.node)
+    for finding in found:
+        print(finding.name, finding.center_ras, finding.row.get("long_axis_mm"), finding.row.get("probability"))
+    certain = [float(finding.row.get("probability") or 0.0) for finding in found]
+    review.ui.findingsTable.selectRow(certain.index(max(certain)))
 
 
 def closer(view: Any, width_mm: float = 120.0) -> None:

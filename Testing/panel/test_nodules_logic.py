@@ -117,7 +117,8 @@ def test_a_service_that_cannot_start_says_why(tmp_path):
     with pytest.raises(GenSegError, match="did not start: The service needs fastapi"):
         while service.poll("cpu") is None:
             pass
-    program.write_text(SERVICE.read_text(encoding="utf-8").replace("Path(__file__).resolve().parents[2]", repr(str(ROOT))))
+    source = SERVICE.read_text(encoding="utf-8")
+    program.write_text(source.replace("Path(__file__).resolve().parents[2]", repr(str(ROOT))))
     while service.poll("cpu") is None:  # the next attempt starts another process
         pass
     service.stop()
