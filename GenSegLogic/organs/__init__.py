@@ -1,0 +1,1 @@
+"""Organs: anatomy, measurements, and the methods that segment them."""

@@ -1,0 +1,124 @@
+"""The grid and the grey values that the networks of DiffuSAM see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import GenSegError
+from ...volume import Volume, canonical_grid, resample
+
+
+@dataclass(frozen=True)
+class CanonicalGrid:
+    """Square axial slices centred on the body, from feet to head, along L, P, S.
+
+    Attributes:
+        size: pixels along an edge of a slice.
+        spacing_mm: pixel size.
+        slice_mm: smallest and largest distance of slices; a scan's own distance is kept between them.
+        window_hu: mapped to [0, 1]; None where grey values have no unit (MR): then it is the range from the 1st to the
+            99.5th percentile of the body.
+    """
+
+    size: int = 160
+    spacing_mm: float = 2.4
+    slice_mm: tuple[float, float] = (3.0, 8.0)
+    window_hu: tuple[float, float] | None = None
+
+    @classmethod
+    def from_metadata(cls, image: Mapping[str, Any]) -> CanonicalGrid:
+        """From the ``image`` metadata of a bundle of kind ``organs``."""
+        window = image["window_hu"]
+        return cls(int(image["size"]), float(image["spacing_mm"][0]), tuple(image["slice_mm"]),
+                   None if window is None else tuple(window))
+
+    def to_metadata(self, modality: str) -> dict[str, Any]:
+        """The ``image`` metadata of a bundle."""
+        return {
+            "modality": modality,
+            "window_hu": None if self.window_hu is None else list(self.window_hu),
+            "window_percentiles": [LOW_PERCENTILE, HIGH_PERCENTILE] if self.window_hu is None else None,
+            "spacing_mm": [self.spacing_mm, self.spacing_mm, self.slice_mm[1]],
+            "slice_mm": list(self.slice_mm),
+            "size": self.size,
+            "orientation": "LPS",
+        }
+
+    def place(self, image: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
+        """Shape (k, j, i) and affine of the canonical grid for a scan in any orientation.
+
+        Raises:
+            GenSegError: if the scan shows nothing but one grey value.
+        """
+        spacing_k = float(np.clip(_slice_distance(image), *self.slice_mm))
+        shape, affine = canonical_grid(image, (self.spacing_mm, self.spacing_mm, spacing_k))
+        small = resample(image, shape, affine)
+        center = _body_center(small)
+        start = np.round(center - (self.size - 1) / 2)
+        affine = affine.copy()
+        affine[:3, 3] += affine[:3, 0] * start[0] + affine[:3, 1] * start[1]
+        return (shape[0], self.size, self.size), affine
+
+    def apply(self, image: Volume) -> Volume:
+        """The scan on its canonical grid, float32 in [0, 1]; outside of the scan it is 0."""
+        shape, affine = self.place(image)
+        low, high = self.window_hu if self.window_hu is not None else robust_range(image.voxels)
+        scaled = np.clip((np.asarray(image.voxels, np.float32) - low) / (high - low), 0, 1)
+        return resample(Volume(scaled, image.affine, image.name, image.metadata), shape, affine, fill=0)
+
+    def apply_labels(self, labels: Volume, image: Volume) -> np.ndarray:
+        """Labels (k, j, i) uint8 on the canonical grid of ``image``."""
+        shape, affine = self.place(image)
+        whole = labels.with_voxels(np.asarray(np.round(labels.voxels), np.uint8))
+        return resample(whole, shape, affine, "nearest").voxels
+
+
+LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.5
+
+
+def robust_range(voxels: np.ndarray) -> tuple[float, float]:
+    """1st and 99.5th percentile of what is brighter than the air around the body.
+
+    Raises:
+        GenSegError: if all voxels are equal.
+    """
+    values = np.asarray(voxels, np.float32)
+    values = values[np.isfinite(values)]
+    threshold = _air_threshold(values)
+    body = values[values > threshold]
+    low = float(np.percentile(values, LOW_PERCENTILE))
+    high = float(np.percentile(body, HIGH_PERCENTILE)) if body.size else low
+    if not high > low:
+        raise GenSegError("The scan holds nothing but one grey value; is it the right file?")
+    return low, high
+
+
+def _air_threshold(values: np.ndarray) -> float:
+    """A tenth of the way from the 1st to the 99th percentile."""
+    low, high = np.percentile(values, (1.0, 99.0))
+    return float(low + 0.1 * (high - low))
+
+
+def _body_center(volume: Volume) -> np.ndarray:
+    """Middle (i, j) of the body's extent over all slices, from the 2nd to the 98th percentile of its pixels."""
+    body = volume.voxels > _air_threshold(np.asarray(volume.voxels, np.float32))
+    center = []
+    for axis in (2, 1):
+        profile = body.sum(axis=tuple(other for other in range(3) if other != axis)).astype(float)
+        total = profile.sum()
+        if total == 0:
+            center.append((volume.shape[axis] - 1) / 2)
+            continue
+        share = np.cumsum(profile) / total
+        center.append((np.searchsorted(share, 0.02) + np.searchsorted(share, 0.98)) / 2)
+    return np.array(center)
+
+
+def _slice_distance(image: Volume) -> float:
+    """Distance of planes along the axis that runs most nearly from feet to head."""
+    directions = image.affine[:3, :3] / image.spacing
+    return float(image.spacing[int(np.argmax(np.abs(directions[2])))])
