@@ -27,6 +27,7 @@ class Segment:
         name: what people read.
         color: red, green, blue in [0, 1].
         category, type, region: DICOM segmentation terminology (region = anatomic region), None where there is none.
+        modifier: what narrows the type down, such as the side of a paired organ.
     """
 
     label: int
@@ -35,6 +36,7 @@ class Segment:
     category: Code
     type: Code
     region: Code | None = None
+    modifier: Code | None = None
 
 
 @dataclass(frozen=True)

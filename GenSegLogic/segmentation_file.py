@@ -70,7 +70,7 @@ def segmentation_fields(segmentation: Segmentation) -> dict[str, str]:
 def terminology_entry(segment: Segment) -> str:
     """Slicer's serialised terminology: context, category, type, modifier, region context, region, modifier."""
     region_context = _REGION_CONTEXT if segment.region else ""
-    parts = [_TYPE_CONTEXT, _code(segment.category), _code(segment.type), _code(None),
+    parts = [_TYPE_CONTEXT, _code(segment.category), _code(segment.type), _code(segment.modifier),
              region_context, _code(segment.region), _code(None)]
     return "~".join(parts)
 

@@ -94,6 +94,6 @@ def decode_results(encoded: Mapping[str, Any], voxels: Mapping[str, np.ndarray])
 
 
 def _segment(encoded: Mapping[str, Any]) -> Segment:
-    region = encoded["region"]
+    codes = {key: Code(**encoded[key]) if encoded[key] else None for key in ("region", "modifier")}
     return Segment(encoded["label"], encoded["name"], tuple(encoded["color"]), Code(**encoded["category"]),
-                   Code(**encoded["type"]), Code(**region) if region else None)
+                   Code(**encoded["type"]), **codes)

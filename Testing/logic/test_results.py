@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,8 @@ def test_terminology_is_written_as_slicer_serialises_it() -> None:
     assert terminology_entry(liver) == (
         "Segmentation category and type - DICOM master list~SCT^123037004^Anatomical Structure~SCT^10200004^Liver~^^"
         "~~^^~^^")
+    kidney = replace(liver, type=Code("SCT", "64033007", "Kidney"), modifier=Code("SCT", "24028007", "Right"))
+    assert terminology_entry(kidney).endswith("~SCT^64033007^Kidney~SCT^24028007^Right~~^^~^^")
 
 
 # The picture
