@@ -20,6 +20,8 @@ TARGETS: dict[str, str] = {
     "predictor-cnn": "GenSegLogic.networks.predictors:cnn",
     "predictor-tinyvit": "GenSegLogic.networks.predictors:tinyvit",
     "segmenter-unet": "GenSegLogic.networks.segmenters:unet",
+    "sam2": "GenSegLogic.networks.sam2:sam2",
+    "memory-prior": "GenSegLogic.networks.memory_prior:memory_prior",
 }
 """Short name -> ``module:function`` of a builder. A bundle's ``_target_`` is one of these; nothing else is imported."""
 

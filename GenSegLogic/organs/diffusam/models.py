@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import GenSegError
 from ...networks.sam2 import Features, Sam2
 from .canonical import CanonicalGrid
-from .prior import MemoryPrior
+from ...networks.memory_prior import MemoryPrior
 
 if TYPE_CHECKING:
     from ...bundles.weights import LoadedBundle
