@@ -108,6 +108,29 @@ def read_dicom_file(path: Path) -> Volume:
     return _read_stack(str(path), [header], [])
 
 
+def read_dicom_slices(paths: Sequence[Path], name: str) -> tuple[Volume, list[Path]]:
+    """Read slices that are known to be one stack, whatever their series UIDs say.
+
+    Args:
+        paths: one file per slice, in any order.
+        name: of the volume, for messages as well.
+
+    Returns:
+        the volume, and the files in the order of its slices.
+
+    Raises:
+        GenSegError: if a file is no DICOM image, or they are not one straight, even stack of scalar slices.
+    """
+    headers = [_read_header(path) for path in paths]
+    slices = [header for header in headers if header is not None]
+    if len(slices) < max(1, len(paths)):
+        bad = next((path for path, header in zip(paths, headers, strict=True) if header is None), "no file")
+        raise GenSegError(f"{name}: {bad} is not a DICOM image; copy the series again.")
+    volume = _read_stack(name, slices, [])
+    slices.sort(key=lambda header: volume.to_indices(header.affine[:3, 3])[2])
+    return volume, [header.path for header in slices]
+
+
 def _read_stack(where: str, slices: list[_Slice], repairs: list[str]) -> Volume:
     """Check, sort and read the slices of one series."""
     import SimpleITK
