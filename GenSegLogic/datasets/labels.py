@@ -86,8 +86,8 @@ def renumber(labels: Volume, numbers: Mapping[int, str], where: str) -> Volume:
     whole = np.rint(values.astype(np.float64))
     fractions = values[np.abs(values - whole) > 1e-3]  # float labels of some data sets are not quite whole
     if fractions.size:
-        raise GenSegError(f"{where} holds fractions such as {fractions[0]:g}, so it is no label volume; give the labels "
-                          "and not the scan.")
+        raise GenSegError(f"{where} holds fractions such as {fractions[0]:g}, so it is no label volume; "
+                          "give the labels and not the scan.")
     known = [value for value in whole if int(value) in numbers]
     if not known and whole.any():
         found = ", ".join(f"{value:g}" for value in whole[whole != 0][:8])

@@ -26,7 +26,7 @@ SPACING = (1.5, 1.5, 8.0)
 
 
 def scan(values: np.ndarray | None = None, name: str = "scan") -> Volume:
-    voxels = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) if values is None else values
+    voxels = np.arange(np.prod(SHAPE)).astype(np.int16).reshape(SHAPE) if values is None else values
     return Volume(voxels, affine_in("LPS", SPACING, SHAPE), name)
 
 
@@ -59,7 +59,8 @@ def test_organs_have_btcvs_numbers() -> None:
 @pytest.mark.parametrize(
     ("text", "organ"),
     [("Right kidney", "right_kidney"), ("kidney_left", "left_kidney"), ("Liver", "liver"),
-     ("postcava", "inferior_vena_cava"), ("adrenal gland right", "right_adrenal"), ("Portal and splenic vein", "portal_vein"),
+     ("postcava", "inferior_vena_cava"), ("adrenal gland right", "right_adrenal"),
+     ("Portal and splenic vein", "portal_vein"),
      ("kidney", None), ("left liver", None), ("", None), ("spleen 2", "spleen"), ("Oesophagus", "esophagus")],
 )
 def test_organs_are_known_by_the_names_people_use(text: str, organ: str | None) -> None:
