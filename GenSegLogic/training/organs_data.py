@@ -38,13 +38,13 @@ def draw_cases(folder: Path, count: int, first_seed: int, split: str, minutes: f
         progress(number / count, f"phantom {number + 1} of {count}")
         if file.exists():
             continue
-        arrays: dict[str, np.ndarray] = {}
+        first = abdomen_phantom(first_seed + number, LOOKS[0], split)
+        grid = GRIDS[LOOKS[0]]
+        arrays = {"labels": grid.apply_labels(first.labels, first.image),
+                  "tissues": grid.apply_labels(first.tissues, first.image)}
         for look in LOOKS:
-            phantom = abdomen_phantom(first_seed + number, look, split)
-            arrays[look] = np.round(255 * GRIDS[look].apply(phantom.image).voxels).astype(np.uint8)
-            if look == LOOKS[0]:
-                arrays["labels"] = GRIDS[look].apply_labels(phantom.labels, phantom.image)
-                arrays["tissues"] = GRIDS[look].apply_labels(phantom.tissues, phantom.image)
+            image = abdomen_phantom(first_seed + number, look, split).image
+            arrays[look] = np.round(255 * GRIDS[look].apply(image, first.image).voxels).astype(np.uint8)
         partial = file.with_suffix(".partial.npz")
         np.savez(partial, **arrays)
         partial.replace(file)

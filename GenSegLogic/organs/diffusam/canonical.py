@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from ...errors import GenSegError
 from ...volume import Volume, canonical_grid, resample
@@ -25,7 +26,7 @@ class CanonicalGrid:
     """
 
     size: int = 160
-    spacing_mm: float = 2.4
+    spacing_mm: float = 2.2
     slice_mm: tuple[float, float] = (3.0, 8.0)
     window_hu: tuple[float, float] | None = None
 
@@ -63,9 +64,9 @@ class CanonicalGrid:
         affine[:3, 3] += affine[:3, 0] * start[0] + affine[:3, 1] * start[1]
         return (shape[0], self.size, self.size), affine
 
-    def apply(self, image: Volume) -> Volume:
-        """The scan on its canonical grid, float32 in [0, 1]; outside of the scan it is 0."""
-        shape, affine = self.place(image)
+    def apply(self, image: Volume, reference: Volume | None = None) -> Volume:
+        """The scan on its canonical grid (or on that of ``reference``), float32 in [0, 1]; outside of it 0."""
+        shape, affine = self.place(reference or image)
         low, high = self.window_hu if self.window_hu is not None else robust_range(image.voxels)
         scaled = np.clip((np.asarray(image.voxels, np.float32) - low) / (high - low), 0, 1)
         return resample(Volume(scaled, image.affine, image.name, image.metadata), shape, affine, fill=0)
@@ -104,8 +105,11 @@ def _air_threshold(values: np.ndarray) -> float:
 
 
 def _body_center(volume: Volume) -> np.ndarray:
-    """Middle (i, j) of the body's extent over all slices, from the 2nd to the 98th percentile of its pixels."""
+    """Middle (i, j) of the body's extent over all slices: its largest part, so that arms beside it do not count."""
     body = volume.voxels > _air_threshold(np.asarray(volume.voxels, np.float32))
+    parts, count = ndimage.label(body)
+    if count > 1:
+        body = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
     center = []
     for axis in (2, 1):
         profile = body.sum(axis=tuple(other for other in range(3) if other != axis)).astype(float)
@@ -113,6 +117,7 @@ def _body_center(volume: Volume) -> np.ndarray:
         if total == 0:
             center.append((volume.shape[axis] - 1) / 2)
             continue
+        # Not the outermost pixels, which may be a table or noise.
         share = np.cumsum(profile) / total
         center.append((np.searchsorted(share, 0.02) + np.searchsorted(share, 0.98)) / 2)
     return np.array(center)

@@ -1,0 +1,148 @@
+"""Drawing memories from the prior, and what it is trained on (METHODS (b)).
+
+The prior predicts the clean memory (x0). Noise fractions and steps are those of :mod:`GenSegLogic.flow`:
+x_t = (1 - t) z + t eps, and from an estimate of z follows the velocity v = (z - x_t) / t.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ...flow.interpolant import interpolant, times
+from ...flow.samplers import euler
+from ...networks.memory_prior import FINE, Context, MemoryPrior
+from ...networks.sam2 import MEMORY_CHANNELS, Features, Sam2
+
+DROP_PREVIOUS = 0.2
+"""Part of the training in which the slice before is not known."""
+MASK_WEIGHT = 1.0
+READOUT_WEIGHT = 1.0
+
+
+def sample(prior: MemoryPrior, context: Context, organ: Tensor, previous: Tensor | None, steps: int,
+           noise: Tensor) -> Tensor:
+    """Draw memories (n, 64, h, w), as SAM 2 takes them.
+
+    Args:
+        prior: the network.
+        context: of the n slices.
+        organ: (n,) index.
+        previous: (n, 64, h, w) memories of the slices before, or None.
+        steps: evaluations of the network, >= 1; one step gives the mean.
+        noise: (n, 64, h, w) standard normal.
+    """
+    known = torch.full((len(organ),), float(previous is not None), device=noise.device)
+    before = torch.zeros_like(noise) if previous is None else prior.normalise(previous)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        level = torch.full((len(organ),), t, device=x.device)
+        return (prior(x, level, context, before, known, organ) - x) / t
+
+    return prior.restore(euler(velocity, noise, times(1.0, 0.0, steps)))
+
+
+def mask_loss(logits: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy plus soft Dice of masks (B, 1, H, W), mean over the batch or weighted by ``weight`` (B,)."""
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2, 3))
+    probability = logits.sigmoid()
+    overlap = (probability * truth).sum((1, 2, 3))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((1, 2, 3)) + truth.sum((1, 2, 3)) + 1)
+    loss = 5 * entropy + dice
+    return loss.mean() if weight is None else (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def readout_loss(context: Context, truth: Tensor, weight: Tensor) -> Tensor:
+    """Loss of the organs' read-out and presence.
+
+    Args:
+        context: of B slices.
+        truth: (B, organs, 4h, 4w) area means of the organs' masks.
+        weight: (B, organs): 0 where nothing is known of the organ in this slice.
+    """
+    logits = context.readout
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((2, 3))
+    probability = logits.sigmoid()
+    # Over the batch, for most slices hold few of the organs.
+    overlap = ((probability * truth).sum((2, 3)) * weight).sum(0)
+    total = ((probability + truth).sum((2, 3)) * weight).sum(0)
+    dice = 1 - (2 * overlap + 1) / (total + 1)
+    seen = (weight.sum(0) > 0).float()
+    present = (truth.sum((2, 3)) > 0.5).float()
+    presence = F.binary_cross_entropy_with_logits(context.presence, present, reduction="none")
+    known = weight.sum().clamp_min(1e-6)
+    return (10 * (entropy * weight).sum() / known + (dice * seen).sum() / seen.sum().clamp_min(1)
+            + 0.3 * (presence * weight).sum() / known)
+
+
+def blur_masks(masks: Tensor) -> Tensor:
+    """Masks (n, 1, S, S) as a propagation gets them: moved a little, bent, too large or too small."""
+    count, size = len(masks), masks.shape[-1]
+    shift = F.interpolate(torch.randn(count, 2, 5, 5, device=masks.device), (size, size), mode="bicubic",
+                          align_corners=True)
+    identity = torch.eye(2, 3, device=masks.device).expand(count, 2, 3)
+    grid = F.affine_grid(identity, [count, 1, size, size], align_corners=False)
+    strength = 0.02 * torch.rand(count, 1, 1, 1, device=masks.device)
+    moved = F.grid_sample(masks, grid + strength * shift.permute(0, 2, 3, 1), align_corners=False)
+    soft = F.avg_pool2d(moved, 5, 1, 2)
+    return (soft > 0.25 + 0.5 * torch.rand(count, 1, 1, 1, device=masks.device)).float()
+
+
+def prior_loss(
+    prior: MemoryPrior,
+    sam2: Sam2,
+    features: Features,
+    before: Features,
+    masks: Tensor,
+    masks_before: Tensor,
+    rows: Tensor,
+    organ: Tensor,
+    truth: Tensor,
+    weight: Tensor,
+    decoded: int = 8,
+) -> Tensor:
+    """Loss on n pairs of a slice and an organ: ||P(x_t, t, c, p, organ) - M*||^2, and what we add.
+
+    Ours: the cells of the organ count more, the estimate is decoded by the frozen SAM 2 and its mask compared, and the
+    organs are read off the context.
+
+    Args:
+        prior, sam2: the networks; SAM 2 is frozen.
+        features, before: of the B slices and of the slices before them.
+        masks, masks_before: (n, 1, S, S) of the organ in the slice and in the one before.
+        rows: (n,) slice of each pair.
+        organ: (n,) index of each.
+        truth, weight: of all organs, see :func:`readout_loss`.
+        decoded: how many of the n are decoded, the first ones.
+    """
+    with torch.no_grad():
+        clean = prior.normalise(sam2.remember_mask(features.select(rows), masks))
+        previous = prior.normalise(sam2.remember_mask(before.select(rows), blur_masks(masks_before)))
+        previous = previous + 0.3 * torch.rand(len(rows), 1, 1, 1, device=clean.device) * torch.randn_like(previous)
+    context = prior.look(features)
+    count = len(rows)
+    known = (torch.rand(count, device=clean.device) >= DROP_PREVIOUS).float()
+    # Half of the training at pure noise or near it, where few steps spend most of their evaluations.
+    t = torch.rand(count, device=clean.device) ** 0.5
+    t = torch.where(torch.rand(count, device=clean.device) < 0.3, torch.ones_like(t), t.clamp_min(0.02))
+    x = interpolant(clean, torch.randn_like(clean), t.view(-1, 1, 1, 1))
+    estimate = prior(x, t, context.select(rows), previous, known, organ)
+    cells = F.adaptive_max_pool2d(masks, clean.shape[-1])
+    error = ((estimate - clean).square().mean(1, keepdim=True) * (1 + 4 * cells)).mean()
+    loss = error + READOUT_WEIGHT * readout_loss(context, truth, weight)
+    if decoded:
+        part = slice(0, decoded)
+        result = sam2.decode(features.select(rows[part]), prior.restore(estimate[part]))
+        target = F.adaptive_avg_pool2d(masks[part], result.mask_logits.shape[-1])
+        loss = loss + MASK_WEIGHT * mask_loss(result.mask_logits, target)
+    return loss
+
+
+def new_prior(sam2: Sam2, organs: int) -> tuple[MemoryPrior, dict[str, int]]:
+    """A fresh prior for ``sam2``, and the arguments that build it."""
+    arguments = {"feature_channels": sam2.channels, "organs": organs}
+    return MemoryPrior(**arguments), arguments
+
+
+__all__ = ["FINE", "MEMORY_CHANNELS", "blur_masks", "mask_loss", "new_prior", "prior_loss", "readout_loss", "sample"]
