@@ -24,14 +24,14 @@ def paint_bowel(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
 def paint_stomach(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
     """A bag from the left dome of the diaphragm to the pylorus, full, half full or collapsed."""
-    top = frame.dome - rng.uniform(48, 64)
-    fullness = rng.uniform(0.55, 1.1)
+    top = frame.dome - rng.uniform(40, 62)
+    fullness = rng.uniform(0.55, 1.2)
     sag = rng.uniform(0, 55)
     points = np.array([
         (50, 22, top), (60, 0, top - 22), (66, -26, top - 50 - 0.4 * sag), (44, -50, 38 - sag), (10, -48, 34 - 0.8 * sag),
         (-20, -36, 34 - 0.1 * sag),
     ]) + rng.normal(0, 5, (6, 3))
-    radii = along(np.array([30, 36, 33, 25, 18, 9]) * fullness, 18) * _pulse(19, rng, 0.06)
+    radii = along(np.array([32, 38, 35, 26, 18, 9]) * fullness, 18) * _pulse(19, rng, 0.06)
     flat = rng.uniform(0.7, 1.0)
     wall = rng.uniform(2.5, 5) + 4 * max(0.0, 0.8 - fullness)
     content = Tissue.STOMACH_CONTENT
@@ -46,7 +46,7 @@ def _gut(
     """A hollow tube; gas gathers in front, above the level ``gas`` in units of the radius (-1 or less: none)."""
     window, distance, height = canvas.tube(points, radii, 4.0, flat)
     distance = distance + 1.6 * canvas.lumps[3][window]
-    inside = (distance < 0) & (frame.cavity[window] < -1.5) & (frame.below[window] < -2.5)
+    inside = (distance < 0) & (frame.cavity[window] < -1.5) & (frame.below[window] < -1.2)
     if not label:
         inside &= allowed_in(canvas, window, Tissue.FAT, Tissue.BOWEL_WALL, Tissue.STOOL, Tissue.GAS, *CONTENTS)
     canvas.paint(window, inside, wall_tissue, label)
@@ -82,9 +82,13 @@ def _colon(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
 
 def _small_bowel(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
     """Loops that wander through the middle and lower abdomen, each with its own content and calibre."""
-    low, high = np.array([-78.0, -72.0, -150.0]), np.array([92.0, 6.0, rng.uniform(10, 50)])
     usual = CONTENTS[rng.integers(3)]
-    for _ in range(int(rng.integers(13, 22) - 5 * frame.fatness)):
+    # In lean patients loops fill what room the organs leave; fat patients have fewer and more fat between them.
+    middle = (np.array([-80.0, -72.0, -150.0]), np.array([98.0, 8.0, rng.uniform(20, 60)]))
+    upper_left = (np.array([0.0, -78.0, 10.0]), np.array([112.0, 30.0, frame.dome - 35]))
+    loops = int(rng.integers(28, 46) - 14 * frame.fatness)
+    for number in range(loops + int(rng.integers(6, 16) * (1.2 - frame.fatness))):
+        low, high = middle if number < loops else upper_left
         count = int(rng.integers(5, 9))
         points = [rng.uniform(low, high)]
         heading = rng.standard_normal(3)

@@ -39,10 +39,22 @@ def bspline_field(axes: Sequence[np.ndarray], step: float, rng: np.random.Genera
     """
     lattice = int(np.ceil(2 * extent / step)) + 4
     control = rng.standard_normal((lattice,) * 3).astype(np.float32) / 0.33  # variance of B-spline sums in 3D
-    for axis in (2, 1, 0):
-        matrix = bspline_matrix(lattice, step, axes[axis] + extent)
-        control = np.moveaxis(np.tensordot(control, matrix, axes=(axis, 1)), -1, axis)
-    return control
+    z, y, x = (bspline_matrix(lattice, step, axis + extent) for axis in axes)
+    return np.tensordot(z, y @ (control @ x.T), axes=1)
+
+
+def expand(half: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A field given at every other voxel along j and i, interpolated linearly to all voxels of ``shape``."""
+    for axis in (1, 2):
+        swapped = np.swapaxes(half, 0, axis)
+        full = np.empty((shape[axis], *swapped.shape[1:]), np.float32)
+        full[0::2] = swapped
+        between = 0.5 * (swapped[:-1] + swapped[1:])
+        full[1 : 2 * len(between) : 2] = between
+        if shape[axis] % 2 == 0:
+            full[-1] = swapped[-1]
+        half = np.swapaxes(full, 0, axis)
+    return np.ascontiguousarray(half)
 
 
 def smooth_maximum(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:

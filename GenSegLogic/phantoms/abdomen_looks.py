@@ -109,7 +109,7 @@ def render(
     values = grey_values(look, rng)
     strength = np.array([TEXTURE.get(Tissue(n), 0.3) for n in range(COUNT)], np.float32)
     strength[Tissue.AIR] = strength[Tissue.GAS] = 0
-    strength *= rng.uniform(8, 16) if look == "ct" else rng.uniform(0.02, 0.06)
+    strength *= rng.uniform(8, 16) if look == "ct" else rng.uniform(0.01, 0.06)
     image = values[tissue]
     grain = ndimage.gaussian_filter(rng.standard_normal(tissue.shape, dtype=np.float32), 0.8 + 1.5 / fine)
     grain /= max(float(grain.std()), 1e-6)
@@ -180,19 +180,26 @@ def _expose_ct(image: np.ndarray, spacing: np.ndarray, rng: np.random.Generator)
 
 def _expose_mr(image: np.ndarray, spacing: np.ndarray, rng: np.random.Generator, look: str) -> np.ndarray:
     """Coil sensitivity, uneven slices, ghosts of breathing, Rician noise."""
+    # Near the lungs the signal fades: the field is uneven and the organs move.
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(image.shape, spacing, strict=True)]
     extent = max(float(axis[-1]) for axis in axes) + 1
     bias = rng.uniform(0.05, 0.35) * bspline_field(axes, 160.0, rng, extent)
-    image = image * np.exp(bias)
+    height = axes[0] / extent
+    fading = rng.uniform(0, 0.9) * np.maximum(height - rng.uniform(0, 0.5), 0) + rng.uniform(0, 0.4) * np.maximum(
+        -height - 0.3, 0
+    )
+    image = image * np.exp(bias - fading[:, None, None].astype(np.float32))
     image *= (1 + rng.normal(0, rng.uniform(0, 0.06), len(image))).astype(np.float32)[:, None, None]
     if rng.random() < 0.4:
         shift = int(rng.integers(8, max(9, image.shape[1] // 3)))
         ghost = np.roll(image, shift, axis=1) + np.roll(image, -shift, axis=1)
         image = image + rng.uniform(0.005, 0.04) * ghost
-    noise = rng.uniform(0.008, 0.04)
+    noise = 0.002 + 0.03 * rng.random() ** 2
     real = image + noise * rng.standard_normal(image.shape, dtype=np.float32)
     imaginary = noise * rng.standard_normal(image.shape, dtype=np.float32)
     image = np.sqrt(real**2 + imaginary**2)
+    if rng.random() < 0.5:  # scanners may cut the background off
+        image = np.maximum(image - rng.uniform(1, 3) * noise, 0)
     if look == "random":
         image = image ** rng.uniform(0.8, 1.25)
     return (image * rng.uniform(300, 1200)).astype(np.float32)

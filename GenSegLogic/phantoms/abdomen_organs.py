@@ -106,8 +106,8 @@ def _portal_system(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> No
     radius = rng.uniform(5.5, 8)
     hilum = np.array([-42, -18, frame.dome - rng.uniform(76, 92)])
     join = np.array([-4, -20, min(34 + rng.normal(0, 5), hilum[2] - 10)])
-    lines = [(bent([join, (join + hilum) / 2 + (0, -3, 4), hilum], 6), along([1, 1, 1.05], 6) * radius)]
-    splenic = [join, join + (26, -4, 10), (52, 6, 56 + rng.normal(0, 6)), (78, 22, 66 + rng.normal(0, 6))]
+    lines = [(bent([join, (join + hilum) / 2 + np.array([0, -3, 4]), hilum], 6), along([1, 1, 1.05], 6) * radius)]
+    splenic = [join, join + np.array([26, -4, 10]), (52, 6, 56 + rng.normal(0, 6)), (78, 22, 66 + rng.normal(0, 6))]
     lines.append((bent(splenic, 10), along([0.8, 0.7, 0.62, 0.5], 10) * radius))
     for line, radii in lines:
         window, distance, _ = canvas.tube(line, radii)
@@ -119,19 +119,18 @@ def _liver(canvas: Canvas, frame: Frame, vary: Variation, rng: np.random.Generat
     window = canvas.window((-175, -130, -90), (115, 110, frame.dome + 20))
     x, y, z = canvas.x[window], canvas.y[window], canvas.z[window]
     _, size = _place(vary, rng)
-    depth = rng.uniform(145, 185) * size
-    slope, tip = rng.uniform(0.52, 0.7), rng.uniform(30, 88)
+    depth = rng.uniform(140, 182) * size
+    slope, tip = rng.uniform(0.42, 0.62), rng.uniform(35, 95)
     behind = rng.uniform(-0.1, 0.25)
     floor = frame.dome - depth + slope * np.maximum(x + 130, 0) + behind * y + 7 * canvas.lumps[1][window]
-    # Beyond the midline only the front is liver: stomach and spleen lie behind it.
-    edge = rng.uniform(-14, 8) - rng.uniform(0.1, 0.5) * np.maximum(x, 0)
-    floor = floor + rng.uniform(1.2, 2.4) * np.maximum(y - edge, 0) / (1 + np.exp(-(x + rng.uniform(-4, 14)) / 9))
     floor = floor + 2.0 * np.maximum(x - tip, 0)
-    distance = smooth_maximum((floor - z) * 0.7, frame.below[window] + 2.5, 8)
-    distance = smooth_maximum(distance, frame.cavity[window] + 1.5, 6)
-    # The spine, the psoas and the vessels in front of them keep their place.
-    keep = np.sqrt((x / 1.2) ** 2 + (y - 34) ** 2) - rng.uniform(34, 42)
-    distance = smooth_maximum(distance, -keep, 8)
+    distance = smooth_maximum((floor - z) * 0.7, frame.below[window] + 0.8, 4)
+    distance = smooth_maximum(distance, frame.cavity[window] + rng.uniform(0, 1) + frame.fatness, 4)
+    # From the vena cava on, the left lobe lies in front of spine, stomach and spleen: its back runs to the front left.
+    angle = np.deg2rad(rng.uniform(20, 48))
+    back = np.sin(angle) * (x + 20) + np.cos(angle) * (y - rng.uniform(2, 14)) + 5 * canvas.lumps[2][window]
+    behind_left = -smooth_maximum(-back, -(x + rng.uniform(22, 32)), 16)
+    distance = smooth_maximum(distance, behind_left, 10)
     if rng.random() < 0.8:  # the fissure of the falciform ligament
         cleft = np.maximum(np.abs(x - rng.uniform(-12, 10) + 0.15 * y) - rng.uniform(1.0, 3.5), y + rng.uniform(28, 50))
         distance = np.maximum(distance, -cleft - np.maximum(z - (frame.dome - 95), 0) * 0.1)
@@ -145,15 +144,15 @@ def _spleen(canvas: Canvas, frame: Frame, vary: Variation, rng: np.random.Genera
     shift, size = _place(vary, rng)
     if rng.random() < vary.no_spleen:
         return
-    center = np.array([92, 44, frame.dome - rng.uniform(64, 88)]) + shift
-    radii = np.array([rng.uniform(34, 46), rng.uniform(42, 56), rng.uniform(38, 54)]) * size
+    center = np.array([rng.uniform(88, 104), rng.uniform(36, 60), frame.dome - rng.uniform(64, 90)]) + shift
+    radii = np.array([rng.uniform(36, 48), rng.uniform(44, 60), rng.uniform(42, 58)]) * size
     window, distance, _ = canvas.ellipsoid(center, radii, (rng.uniform(-35, 0), rng.uniform(-15, 15), 15), 5)
     hollow_center = center + np.array([-rng.uniform(34, 46), -rng.uniform(4, 30), rng.uniform(-15, 15)])
     offsets = [a[window] - np.float32(c) for a, c in zip((canvas.x, canvas.y, canvas.z), hollow_center, strict=True)]
     hollow = np.sqrt(offsets[0] ** 2 + offsets[1] ** 2 + (0.6 * offsets[2]) ** 2) - rng.uniform(26, 36) * size
     distance = smooth_maximum(distance + 2 * canvas.lumps[2][window], -hollow, 6)
-    distance = smooth_maximum(distance, frame.cavity[window] + 1.5, 4)
-    distance = smooth_maximum(distance, frame.below[window] + 2.5, 4)
+    distance = smooth_maximum(distance, frame.cavity[window] + rng.uniform(0, 1) + frame.fatness, 4)
+    distance = smooth_maximum(distance, frame.below[window] + 0.8, 4)
     inside = (distance < 0) & (canvas.label[window] != LABEL["liver"])
     canvas.paint(window, inside, Tissue.SPLEEN, LABEL["spleen"])
 
@@ -164,21 +163,22 @@ def _kidney(canvas: Canvas, frame: Frame, side: int, vary: Variation, rng: np.ra
     shift, size = _place(vary, rng)
     absent = rng.random() < vary.no_kidney
     height = rng.uniform(-22, 18) + (-10 if side < 0 else 4)
-    center = np.array([side * rng.uniform(60, 72), rng.uniform(36, 48), height]) + shift * [0.6, 0.6, 1]
-    radii = np.array([rng.uniform(24, 29), rng.uniform(22, 28), rng.uniform(46, 58)]) * size
+    center = np.array([side * rng.uniform(60, 74), rng.uniform(38, 54), height]) + shift * [0.6, 0.6, 1]
+    radii = np.array([rng.uniform(26, 32), rng.uniform(25, 31), rng.uniform(47, 60)]) * size
     tilt = (rng.uniform(-18, 4), side * rng.uniform(4, 20), side * rng.uniform(15, 50))
     shell = rng.uniform(1, 4) + 8 * frame.fatness
     window, distance, local = canvas.ellipsoid(center, radii, tilt, shell + 4)
     distance = distance + 1.2 * canvas.lumps[3][window]
     allowed = ~allowed_in(canvas, window, Tissue.CORTICAL_BONE, Tissue.MARROW, Tissue.CANAL, Tissue.DISC,
-                          Tissue.AORTA, Tissue.VESSEL_WALL, Tissue.LUNG, Tissue.MUSCLE)
+                          Tissue.AORTA, Tissue.VESSEL_WALL, Tissue.LUNG, Tissue.CRUS)
+    allowed &= frame.cavity[window] < -1.5
     # Fat around the kidney gives way where the liver or the spleen press on it.
-    fat = (distance < shell + 2 * canvas.lumps[5][window]) & allowed
+    fat = (distance < shell + 2 * canvas.lumps[5][window]) & allowed & (canvas.tissue[window] != Tissue.MUSCLE)
     canvas.paint(window, fat, Tissue.FAT)
     if not absent:
         axis = rotation(tilt)
         inward = -side * local[0]  # 1 at the hilum
-        sinus = np.sqrt((inward - 0.75) ** 2 * 0.8 + local[1] ** 2 * 1.6 + local[2] ** 2 * 1.5) - rng.uniform(0.5, 0.75)
+        sinus = np.sqrt((inward - 0.7) ** 2 + local[1] ** 2 * 2.2 + local[2] ** 2 * 1.6) - rng.uniform(0.4, 0.72)
         parenchyma = (distance < 0) & (sinus > 0) & allowed
         canvas.paint(window, parenchyma, Tissue.CORTEX, LABEL[f"{name}_kidney"])
         angle = np.arctan2(local[1], -side * local[0])
@@ -191,14 +191,14 @@ def _kidney(canvas: Canvas, frame: Frame, side: int, vary: Variation, rng: np.ra
         hilum = center + axis @ (np.array([-side * 0.8, 0, 0]) * radii)
         for tissue, target, width in ((Tissue.VEIN, (-20, 6), 4.5), (Tissue.ARTERY, (6, 8), 2.8)):
             end = np.array([*target, hilum[2] + 6])
-            part, gap, _ = canvas.tube(bent([hilum, (hilum + end) / 2 + (0, -6, 0), end], 5), np.full(6, width))
+            part, gap, _ = canvas.tube(bent([hilum, (hilum + end) / 2 - np.array([0, 6, 0]), end], 5), np.full(6, width))
             canvas.paint(part, (gap < 0) & allowed_in(canvas, part, Tissue.FAT), tissue)
         for _ in range(int(rng.integers(1, 4)) if rng.random() < vary.lesions else 0):
             direction = rng.standard_normal(3)
             place = center + axis @ (direction / np.linalg.norm(direction) * radii)
             part, gap, _ = canvas.ellipsoid(place, np.full(3, rng.uniform(4, 13)))
             canvas.paint(part, (gap < 0) & (canvas.label[part] != LABEL["liver"]), Tissue.CYST)
-        ureter = bent([hilum + (-side * 4, 2, -12), (side * 34, 16, -60), (side * 36, 4, -110)], 5)
+        ureter = bent([hilum + np.array([-side * 4, 2, -12]), (side * 34, 16, -60), (side * 36, 4, -110)], 5)
         part, gap, _ = canvas.tube(ureter, np.full(6, 2.2))
         canvas.paint(part, (gap < 0) & allowed_in(canvas, part, Tissue.FAT), Tissue.URINE)
     _adrenal(canvas, frame, side, center, radii, name, rng)
@@ -227,14 +227,14 @@ def _liver_vessels(
     inside = np.argwhere((distance < -4) & (canvas.label[window] == LABEL["liver"]))
     if len(inside) < 100:
         return
-    points = [a[window][tuple(inside[rng.integers(len(inside), size=150)].T)] for a in (canvas.x, canvas.y, canvas.z)]
+    points = [a[window][tuple(inside[rng.integers(len(inside), size=300)].T)] for a in (canvas.x, canvas.y, canvas.z)]
     targets = np.stack(points, 1).astype(float)
     hilum = np.array([-42, -18, frame.dome - 82.0])
     outlet = np.array([-20, -4, frame.dome - 28.0])
-    for root, tissue, chosen in ((hilum, Tissue.PORTAL_VEIN, targets[:80]), (outlet, Tissue.VEIN, targets[80:])):
+    for root, tissue, chosen in ((hilum, Tissue.PORTAL_VEIN, targets[:180]), (outlet, Tissue.VEIN, targets[180:])):
         chosen = chosen[np.argsort(np.linalg.norm(chosen - root, axis=1) * rng.uniform(0.5, 1.5, len(chosen)))]
         tree = grow(root, chosen, rng, piece_mm=22.0)
-        tubes = tree.capsules(rng.uniform(0.9, 1.3), minimum_leaves=2)
+        tubes = tree.capsules(rng.uniform(0.85, 1.25), minimum_leaves=2)
         for a, b, first, last in zip(tubes.start, tubes.end, tubes.radius_start, tubes.radius_end, strict=True):
             part, gap, _ = canvas.tube(np.stack([a, b]), np.array([first, last]))
             canvas.paint(part, (gap < 0) & (canvas.label[part] == LABEL["liver"]), tissue, LABEL["liver"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .abdomen_canvas import Canvas, along, bent, smooth_maximum
+from .abdomen_canvas import Canvas, along, bent, expand, smooth_maximum
 from .abdomen_tissues import Tissue
 
 
@@ -29,8 +29,9 @@ class Frame:
 
 def paint_frame(canvas: Canvas, fatness: float, rng: np.random.Generator) -> Frame:
     """Paint everything that is no organ of the abdomen, from the skin inwards."""
-    x, y, z = canvas.x, canvas.y, canvas.z
-    half_width, front, back = rng.uniform(136, 148), rng.uniform(84, 98), rng.uniform(84, 92)
+    # These surfaces are smooth: every other voxel is enough.
+    x, y, z, lump = (field[:, ::2, ::2] for field in (canvas.x, canvas.y, canvas.z, canvas.lumps[0]))
+    half_width, front, back = rng.uniform(136, 148), rng.uniform(84, 98), rng.uniform(98, 110)
     belly = rng.uniform(-0.28, 0.02) + 0.3 * fatness
     waist = rng.uniform(-0.1, 0.04) + 0.06 * fatness
     power = rng.uniform(2.1, 2.6)
@@ -39,51 +40,48 @@ def paint_frame(canvas: Canvas, fatness: float, rng: np.random.Generator) -> Fra
     v = np.abs(y) / np.where(y < 0, front * (1 + belly * low), back)
     wall = ((u**power + v**power) ** (1 / power) - 1) * np.float32(0.5 * (half_width + back))
     wall *= np.where(u > v, 1.12, 0.82)  # roughly a distance on both sides and at the front
-    groove = np.exp(-((x / rng.uniform(14, 22)) ** 2)) * (y > 0) * rng.uniform(2, 10)
-    wall += groove
+    wall += np.exp(-((x / rng.uniform(14, 22)) ** 2)) * (y > 0) * rng.uniform(2, 12)  # the furrow of the back
     side = rng.uniform(0.5, 1.1) * (y > 0) + rng.uniform(0.5, 1.2) * (y < 0)
     fat = (3 + rng.uniform(20, 34) * fatness) * (0.55 + 0.5 * side + rng.uniform(0, 0.5) * low)
-    body = wall - fat
+    behind = np.clip(y / back, 0, 1) ** 2
+    thickness = rng.uniform(8, 13) + rng.uniform(0, 4) * low + rng.uniform(9, 16) * behind
+    shape = canvas.x.shape
+    dome = rng.uniform(128, 168)
+    below = expand(_diaphragm(x, y, z, lump, dome, rng), shape)
+    body, cavity = expand(wall - fat, shape), expand(wall + thickness, shape)
+    layers = expand(np.where((u > 0.5) & (z < 40) & (y < 60), np.abs(wall + 0.5 * thickness), 9.0), shape)
+    wall = expand(wall, shape)
     canvas.paint(canvas.whole, body < 0, Tissue.SKIN)
     canvas.paint(canvas.whole, body < -rng.uniform(1.5, 2.5), Tissue.FAT_UNDER_SKIN)
-    thickness = rng.uniform(9, 14) + rng.uniform(0, 4) * low
-    if fatness > 0.25:  # fat between the layers of the wall
-        thickness = thickness + 2
     canvas.paint(canvas.whole, wall < 0, Tissue.MUSCLE)
-    cavity = wall + thickness
-    if fatness > 0.3:
-        canvas.paint(canvas.whole, (np.abs(wall + 0.45 * thickness) < 1.2) & (u > 0.45), Tissue.FAT)
+    if fatness > 0.3:  # fat between the layers of the wall
+        canvas.paint(canvas.whole, layers < 1.2, Tissue.FAT)
     canvas.paint(canvas.whole, cavity < 0, Tissue.FAT)
-
-    dome = rng.uniform(128, 168)
-    below = _diaphragm(canvas, dome, rng)
     _chest(canvas, cavity, below, dome, rng)
     _muscles(canvas, rng)
     _spine(canvas, rng)
-    _ribs(canvas, half_width, front, back, thickness, power, dome, rng)
+    _ribs(canvas, half_width, front, back, power, dome, rng)
     _pelvis(canvas, rng)
     return Frame(cavity, below, dome, fatness)
 
 
-def _diaphragm(canvas: Canvas, dome: float, rng: np.random.Generator) -> np.ndarray:
+def _diaphragm(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, lump: np.ndarray, dome: float, rng: np.random.Generator
+) -> np.ndarray:
     """Signed distance to the diaphragm: two domes joined by a lower bridge, steep behind and at the sides."""
-    x, y, z = canvas.x, canvas.y, canvas.z
-    height = None
+    sheets = []
     for center, top in ((-62, dome), (64, dome - rng.uniform(6, 24))):
-        radial = ((x - center) / rng.uniform(76, 88)) ** 2 + ((y + rng.uniform(8, 26)) / rng.uniform(84, 100)) ** 2
-        sheet = top - rng.uniform(58, 84) * radial
-        height = sheet if height is None else smooth_maximum(height, sheet, 30)
-    assert height is not None
-    height = height + 3 * canvas.lumps[0]
-    return ((z - height) * 0.7).astype(np.float32)
+        radial = ((x - center) / rng.uniform(76, 88)) ** 2 + ((y + rng.uniform(4, 20)) / rng.uniform(92, 112)) ** 2
+        sheets.append(top - rng.uniform(58, 84) * radial)
+    return (z - smooth_maximum(*sheets, 30) - 3 * lump) * np.float32(0.7)
 
 
 def _chest(canvas: Canvas, cavity: np.ndarray, below: np.ndarray, dome: float, rng: np.random.Generator) -> None:
     x = canvas.x
     above = (cavity < 0) & (below > 0)
     middle = np.abs(x - 6) < 26 + 6 * canvas.lumps[1]
-    canvas.paint(canvas.whole, above & (cavity < -2) & ~middle, Tissue.LUNG)
-    canvas.paint(canvas.whole, (np.abs(below) < 2.0) & (cavity < 0), Tissue.CRUS)
+    canvas.paint(canvas.whole, above & ~middle, Tissue.LUNG)
+    canvas.paint(canvas.whole, (np.abs(below) < 1.5) & (cavity < 0), Tissue.CRUS)
     center = (rng.uniform(18, 32), rng.uniform(-42, -28), dome + rng.uniform(22, 38))
     window, distance, _ = canvas.ellipsoid(center, (62, 44, 50), (0, -20, -25))
     allowed = above[window] & (below[window] > 2)
@@ -109,14 +107,14 @@ def _muscles(canvas: Canvas, rng: np.random.Generator) -> None:
         psoas = bent([(side * 22, 36, 40), (side * 34, 36, -10), (side * 44, 28, -70), (side * 56, 8, -150)], 8)
         window, distance, _ = canvas.tube(psoas, along([6, 15 * bulk, 22 * bulk, 23 * bulk], 8))
         canvas.paint(window, distance < 0, Tissue.MUSCLE)
-        quadratus = bent([(side * 56, 58, 30), (side * 66, 58, -40), (side * 76, 54, -120)], 6)
+        quadratus = bent([(side * 60, 68, 30), (side * 68, 68, -40), (side * 78, 64, -120)], 6)
         window, distance, _ = canvas.tube(quadratus, along([9, 18 * bulk, 16 * bulk], 6), flat=0.55)
         canvas.paint(window, distance < 0, Tissue.MUSCLE)
-        back = bent([(side * 26, 76, 240), (side * 32, 74, 20), (side * 30, 74, -160)], 6)
-        window, distance, _ = canvas.tube(back, along([20, 29 * bulk, 27 * bulk], 6), flat=0.72)
-        canvas.paint(window, distance < 0, Tissue.MUSCLE)
-        cleft = bent([(side * 24, 82, 240), (side * 30, 82, 0), (side * 30, 84, -160)], 4)
-        window, distance, _ = canvas.tube(cleft, np.full(5, 3.0), flat=3.0)
+        back = bent([(side * 28, 80, 240), (side * 36, 82, 20), (side * 34, 82, -160)], 6)
+        window, distance, _ = canvas.tube(back, along([25, 35 * bulk, 33 * bulk], 6), flat=0.72)
+        canvas.paint(window, (distance < 0) & (canvas.tissue[window] != Tissue.AIR), Tissue.MUSCLE)
+        cleft = bent([(side * 28, 84, 240), (side * 36, 84, 0), (side * 34, 86, -160)], 4)
+        window, distance, _ = canvas.tube(cleft, np.full(5, rng.uniform(1.0, 2.2)), flat=rng.uniform(2, 4))
         if rng.random() < 0.5:
             canvas.paint(window, distance < 0, Tissue.FAT)
 
@@ -141,7 +139,7 @@ def _spine(canvas: Canvas, rng: np.random.Generator) -> None:
     arch = np.abs(np.sqrt((x / 1.15) ** 2 + (y - 60) ** 2) - 12.5) - 3.2
     solid = (level > disc + 4) & (level < height - 6)
     canvas.paint(window, (arch < 0) & (y > 46) & (solid | (y > 58)), Tissue.CORTICAL_BONE)
-    spinous = np.maximum(np.abs(x) - 3.2, np.abs(y - 82) - 12)
+    spinous = np.maximum(np.abs(x) - 3.2, np.abs(y - 84) - rng.uniform(12, 16))
     canvas.paint(window, (spinous < 0) & (level > disc) & (level < height - 8), Tissue.CORTICAL_BONE)
     canvas.paint(window, (spinous < -1.5) & (level > disc) & (level < height - 8), Tissue.MARROW)
     slope = y - (60 + 0.12 * np.abs(x))
@@ -153,23 +151,22 @@ def _spine(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def _ribs(
-    canvas: Canvas, half_width: float, front: float, back: float, thickness: np.ndarray, power: float, dome: float,
-    rng: np.random.Generator,
+    canvas: Canvas, half_width: float, front: float, back: float, power: float, dome: float, rng: np.random.Generator
 ) -> None:
-    depth = float(np.mean(thickness)) * 0.55
-    drop, size = rng.uniform(60, 95), rng.uniform(4.2, 5.6)
+    depth = rng.uniform(5, 8)
+    drop, size = rng.uniform(100, 150), rng.uniform(4.0, 5.4)
     step = rng.uniform(25, 31)
-    lowest = dome - rng.uniform(105, 125)
-    for level in range(9):
+    lowest = dome - rng.uniform(95, 115)
+    for level in range(10):
         z_back = lowest + level * step
-        last = (1.1, 1.6, 2.0, 2.2, 2.35, 2.45, 2.5, 2.5, 2.5)[level]
+        last = (1.1, 1.6, 2.0, 2.2, 2.35, 2.45, 2.5, 2.5, 2.5, 2.5)[level]
         angles = np.linspace(0.28, last, 16)
         sine, cosine = np.sin(angles), np.cos(angles)
         unit = (np.abs(sine) ** power + np.abs(cosine) ** power) ** (-1 / power)
         for side in (-1, 1):
             x = side * (half_width - depth) * sine * unit
-            y = np.where(cosine > 0, back - depth, front - depth) * cosine * unit
-            z = z_back - drop * (angles / 2.5) ** 1.3 + rng.uniform(-3, 3)
+            y = np.where(cosine > 0, back - depth - 8, front - depth) * cosine * unit
+            z = z_back - drop * angles / 2.5 + rng.uniform(-3, 3)
             points = np.stack([x, y, z], 1)
             window, distance, _ = canvas.tube(points, np.full(16, size), flat=0.85)
             canvas.paint(window, distance < 0, Tissue.CORTICAL_BONE)
