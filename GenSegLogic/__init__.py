@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .errors import Cancelled, GenSegError
     from .nodules.task import NoduleTask
+    from .organs.diffusam.task import OrgansTask
     from .results import Code, Results, Segment, Segmentation
     from .task import Task
     from .volume import Volume, read_volume, write_volume
@@ -28,6 +29,7 @@ _HOMES = {
     "Engine": "engine",
     "GenSegError": "errors",
     "NoduleTask": "nodules.task",
+    "OrgansTask": "organs.diffusam.task",
     "Results": "results",
     "Segment": "results",
     "Segmentation": "results",
@@ -37,8 +39,8 @@ _HOMES = {
     "write_volume": "volume",
 }
 
-__all__ = ["Cancelled", "Code", "Engine", "GenSegError", "NoduleTask", "Results", "Segment", "Segmentation", "Task",
-           "Volume", "__version__", "read_volume", "write_volume"]
+__all__ = ["Cancelled", "Code", "Engine", "GenSegError", "NoduleTask", "OrgansTask", "Results", "Segment",
+           "Segmentation", "Task", "Volume", "__version__", "read_volume", "write_volume"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from .tasks import TASKS
 
 COMMANDS: dict[str, str] = {
     "demo": "make a chest phantom (or take a scan), find its nodules, write a page to look at",
+    "adapt": "adapt a bundle to cases of one's own, labelled or not",
     "batch": "run a task on every scan of a folder",
     "bundles": "list, show, fetch, verify, import or remove models",
     "train": "train the weights of a bundle",

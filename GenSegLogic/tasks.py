@@ -10,6 +10,7 @@ from .task import Task
 
 TASKS: dict[str, str] = {
     "nodules": "GenSegLogic.nodules.task:NoduleTask",
+    "organs": "GenSegLogic.organs.diffusam.task:OrgansTask",
 }
 """Word on the command line and in the service -> ``module:class``."""
 

@@ -1,0 +1,82 @@
+"""``genseg adapt organs``: a bundle of one's own from a handful of cases."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..bundles.bundle import METADATA_PATH, is_name
+from ..errors import GenSegError
+from .console import Console
+from .options import WrongUse, checked_directory, positive, seed
+
+
+def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Add the arguments."""
+    parser.add_argument("method", metavar="TASK", choices=["organs"], help="organs")
+    parser.add_argument("-o", "--output", metavar="BUNDLE_DIR", type=Path, required=True,
+                        help="folder of the new bundle; its last part is the bundle's name")
+    parser.add_argument("--image", metavar="IMAGE", type=Path, action="append", required=True,
+                        help="a scan to learn from: a file or a DICOM folder; give it again for further cases")
+    parser.add_argument("--labels", metavar="FILE", type=Path, action="append", default=[],
+                        help="its labels, one for each --image in the same order: a .seg.nrrd or a label volume")
+    parser.add_argument("--numbers", metavar="TEXT",
+                        help="what the values of label volumes stand for: btcv (default), chaos, chaos-1234, amos, or "
+                             "pairs such as 1=liver,2=right_kidney")
+    parser.add_argument("--source-free", action="store_true", help="learn from the scans alone, without their labels")
+    parser.add_argument("--bundle", metavar="NAME", default="auto",
+                        help="bundle of kind organs to start from (default auto: abdomen-ct or abdomen-mr)")
+    parser.add_argument("--minutes", type=positive, default=5.0, help="how long to learn at most (default 5)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default 0)")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:n]", help="where to compute (default auto)")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Learn, write the bundle, and say where it is and how good it is on the case that was held out."""
+    output = _checked_output(arguments.output)
+    if arguments.source_free:
+        if arguments.labels:
+            console.say("Learning without labels (--source-free): those that were given are not read.")
+    elif len(arguments.labels) != len(arguments.image):
+        raise WrongUse(f"There are {len(arguments.image)} --image and {len(arguments.labels)} --labels: give one "
+                       "of each for every case, or --source-free to learn without labels.")
+
+    from ..bundles import find_bundle
+    from ..datasets.labels import numbers_from, read_labels
+    from ..engine import Engine
+    from ..organs.diffusam.adapt import adapt
+    from ..organs.diffusam.task import AUTO, BUNDLES, modality_of
+    from ..volume import read_volume
+
+    numbers = None if arguments.numbers is None else numbers_from(arguments.numbers)
+    device = Engine(arguments.device).device
+    images = [read_volume(path) for path in arguments.image]
+    labels = [None] * len(images) if arguments.source_free else [read_labels(p, numbers) for p in arguments.labels]
+    name = BUNDLES[modality_of(images[0])] if arguments.bundle == AUTO else arguments.bundle
+    adapted = adapt(list(zip(images, labels, strict=True)), find_bundle(name), arguments.minutes, arguments.seed,
+                    console.progress, source_free=arguments.source_free, device=str(device))
+    bundle = adapted.write(output)
+    for sentence in adapted.messages:
+        console.say(sentence)
+    summary = f"The bundle {bundle.name} is in {bundle.folder}; use it with --bundle {bundle.folder}."
+    console.say(summary)
+    return {"bundle": bundle.name, "directory": bundle.folder, "source": name, "source_free": arguments.source_free,
+            "cases": [str(path) for path in arguments.image], "curve": adapted.curve, "messages": adapted.messages,
+            "organs": list(bundle.metadata["organs"]), "summary": summary}
+
+
+def _checked_output(path: Path) -> Path:
+    """``path``, if a bundle can go there; said before minutes of learning.
+
+    Raises:
+        GenSegError: if its name cannot be a bundle's, or it is a file or a folder of something else.
+    """
+    path = checked_directory(path).absolute()
+    if not is_name(path.name):
+        raise GenSegError(f"{path.name!r} cannot name a bundle: choose a folder named in lower-case letters, "
+                          "digits and dashes.")
+    if path.exists() and any(path.iterdir()) and not (path / METADATA_PATH).is_file():
+        raise GenSegError(f"{path} holds something other than a bundle: choose another folder.")
+    return path

@@ -1,0 +1,189 @@
+"""The organs task: from a CT or MR in any orientation to a segment and a row for every organ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from ...anatomy import ORGANS, check_names
+from ...errors import GenSegError
+from ...progress import Progress, part
+from ...results import Results, Segmentation
+from ...task import Task, parameter
+from ...volume import Volume, resample_like
+
+if TYPE_CHECKING:
+    from ...engine import Engine
+    from .models import MemorySource, OrganModels
+
+AUTO = "auto"
+BUNDLES = {"CT": "abdomen-ct", "MR": "abdomen-mr"}
+"""The bundle that ``auto`` takes, by modality."""
+FAT_HU = -60.0
+"""Fat and air make up more than 2 % of any CT of the trunk and lie below; MR has no such negative values."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What :func:`find_organs` found, on the scan's own grid.
+
+    Attributes:
+        labels: uint8 with the numbers of ORGANS.
+        confidence: float32 in [0, 1]; 0 where nothing was looked at.
+    """
+
+    labels: Volume
+    confidence: Volume
+
+
+@dataclass(frozen=True)
+class OrgansTask(Task):
+    """Organs without prompts by DiffuSAM [Grossman et al. 2026, arXiv 2604.24719]; see METHODS (b)."""
+
+    name: ClassVar[str] = "organs"
+    title: ClassVar[str] = "Organs"
+    inputs: ClassVar[Mapping[str, str]] = {"image": "the CT or MR of the abdomen"}
+
+    bundle: str = parameter(AUTO, "Bundle of the diffusion prior; auto takes abdomen-ct or abdomen-mr, as the scan is.")
+    organs: tuple[str, ...] = parameter((), "Organs to segment; all that the bundle knows without any.")
+    steps: int = parameter(2, "Sampling steps of the prior; more cost time.", minimum=1, maximum=50)
+    samples: int = parameter(
+        2, "Members of the ensemble; more make the confidence finer and cost time.", minimum=1, maximum=16
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that the organs exist."""
+        super().__post_init__()
+        check_names(self.organs)
+
+    def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
+        """Copies of the scan that are held at once, probabilities on the networks' grid, and their activations."""
+        image = volumes["image"]
+        extent_mm = np.prod(np.array(image.shape[::-1]) * image.spacing)
+        canonical = min(float(extent_mm) / (2.4 * 2.4 * 3.0), 160 * 160 * 400)
+        return int(20 * np.prod(image.shape) + 16 * canonical * len(ORGANS)) + 700_000_000
+
+    def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
+        """Doubts about modality, slice thickness and extent of the scan."""
+        image = volumes["image"]
+        doubts = []
+        stated = str(image.metadata.get("modality", "")).upper()
+        if stated not in ("CT", "MR", ""):
+            doubts.append(f"{image.name} is {stated}, but organs are learned from CT and MR.")
+        if image.spacing.max() > 10:
+            doubts.append(f"{image.name} has slices of {image.spacing.max():.0f} mm; small organs fall between them.")
+        extent = np.array(image.shape[::-1]) * image.spacing
+        if extent.min() < 40 or np.sort(extent)[1] < 150:
+            size = " x ".join(f"{length:.0f}" for length in extent)
+            doubts.append(f"{image.name} covers {size} mm; the whole width of the abdomen is needed.")
+        return doubts
+
+    def run(self, volumes: Mapping[str, Volume], engine: Engine, progress: Progress) -> Results:
+        """Results: segmentation and table ``organs``, volume ``confidence``.
+
+        Raises:
+            GenSegError: if the bundle cannot be used, or the scan shows nothing.
+            Cancelled: within one slice.
+        """
+        image = volumes["image"]
+        modality = modality_of(image)
+        name = BUNDLES[modality] if self.bundle == AUTO else self.bundle
+        models = load_models(name, engine)
+        messages = []
+        learned = engine.networks(name).bundle.metadata["image"]["modality"]
+        if learned in BUNDLES and learned != modality:
+            messages.append(f"{image.name} is {modality}, but the bundle {name} was learned from {learned}.")
+        if self.bundle == AUTO and "modality" not in image.metadata:
+            messages.append(f"{image.name} does not say what it is; by its grey values it was taken for {modality}.")
+        wanted = check_names(self.organs) or check_names(models.organs)
+        known = tuple(name for name in wanted if name in models.organs)
+        found = find_organs(image, models, known, self.steps, self.samples, self.seed, progress)
+
+        from ..measure import COLUMNS, measure
+
+        rows = measure(image, found.labels, found.confidence, wanted)
+        missing = [row["organ"] for row in rows if not row["volume_ml"] and row["organ"] in known]
+        if unknown := [name for name in wanted if name not in known]:
+            messages.append(f"The bundle has not learned {titles(unknown)}: left empty.")
+        if missing:
+            messages.append(f"{image.name} shows no {titles(missing)} that could be found: left empty.")
+        there = len(rows) - len(missing) - len(unknown)
+        return Results(
+            volumes={"confidence": found.confidence},
+            segmentations={"organs": Segmentation(found.labels, tuple(ORGANS[name].segment() for name in wanted))},
+            tables={"organs": rows},
+            columns={"organs": COLUMNS},
+            messages=messages,
+            summary=f"{there} of {len(rows)} organ{'s' if len(rows) != 1 else ''} found.",
+            provenance={"modality": modality, "organs_known": list(known), "organs_not_found": missing},
+        )
+
+
+def find_organs(
+    image: Volume,
+    models: OrganModels,
+    organs: Sequence[str],
+    steps: int,
+    samples: int,
+    seed: int,
+    progress: Progress,
+    memory_source: MemorySource | None = None,
+) -> Found:
+    """Segment organs in a scan of any grid and put them back on it.
+
+    Args:
+        organs: names among the models'; without any, nothing is found.
+        memory_source: see :func:`~GenSegLogic.organs.diffusam.propagate.segment`.
+
+    Raises:
+        GenSegError: if the scan shows nothing but one grey value.
+    """
+    import torch
+
+    from ..regions import label_scan, plausible
+    from .propagate import segment
+
+    progress(0.01, "Preparing the scan")
+    grid = models.grid.apply(image)
+    if not organs:
+        return Found(image.with_voxels(np.zeros(image.shape, np.uint8)),
+                     image.with_voxels(np.zeros(image.shape, np.float32)))
+    sliding = part(progress, 0.03, 0.9)
+    found = segment(grid, models, organs, steps, samples, torch.Generator().manual_seed(seed),
+                    lambda fraction: sliding(fraction, "Segmenting slice by slice"), memory_source)
+    progress(0.9, "Putting the organs together")
+    labels = label_scan(plausible(found.probabilities, grid), grid, image)
+    progress(0.97, "Measuring")
+    confidence = resample_like(Volume(found.confidence, grid.affine, image.name), image, fill=0)
+    return Found(labels, confidence)
+
+
+def load_models(bundle: str, engine: Engine) -> OrganModels:
+    """The prior of a bundle and the SAM2 that it names.
+
+    Raises:
+        GenSegError: if one of them is not there or of another kind.
+    """
+    from .models import organ_models
+
+    organs = engine.networks(bundle)
+    if organs.bundle.kind != "organs":
+        raise GenSegError(f"{organs.bundle.name} is a {organs.bundle.kind}, but organs needs a bundle of kind organs.")
+    return organ_models(organs, engine.networks(organs.bundle.metadata["sam2"]["name"]))
+
+
+def modality_of(image: Volume) -> str:
+    """``CT`` or ``MR``, as the scan says, or by its grey values where it does not."""
+    stated = str(image.metadata.get("modality", "")).upper()
+    if stated in BUNDLES:
+        return stated
+    sample = image.voxels[:: max(1, image.shape[0] // 24), ::4, ::4]
+    return "CT" if (sample < FAT_HU).mean() > 0.02 else "MR"
+
+
+def titles(names: Sequence[str]) -> str:
+    """Organs in a sentence: ``spleen, left kidney``."""
+    return ", ".join(ORGANS[name].title.lower() for name in names)

@@ -1,0 +1,118 @@
+"""From probabilities to organs: the plausible component of each, back on the scan's own grid. No model runs here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ..anatomy import ORGANS
+from ..volume import Volume, resample
+
+SMALLEST_ML = 0.3
+"""A tenth of an adrenal gland, the smallest of the organs: anything smaller is noise."""
+CANDIDATES = 3
+"""Components of an organ that are looked at, the most certain first."""
+PAIRS = (("right_kidney", "left_kidney"), ("right_adrenal", "left_adrenal"))
+"""The first of a pair lies to the patient's right of the second. Liver and spleen may lie mirrored (situs inversus)."""
+
+
+@dataclass(frozen=True)
+class _Component:
+    """A connected part of what may be an organ: its number, the sum of its probabilities, its middle along L in mm."""
+
+    number: int
+    weight: float
+    left_mm: float
+
+
+def plausible(probabilities: Mapping[str, np.ndarray], grid: Volume) -> dict[str, np.ndarray]:
+    """One connected component of every organ, its holes filled; 0 elsewhere, everywhere where there is none.
+
+    Of a pair, the two heaviest components that lie in the right order are taken, or the heavier one alone.
+
+    Args:
+        probabilities: organ -> (k, j, i) float32 in [0, 1], on ``grid``.
+        grid: gives the affine; its axes may run anywhere.
+    """
+    labelled = {name: ndimage.label(values > 0.5)[0] for name, values in probabilities.items()}
+    found = {name: _components(labelled[name], probabilities[name], grid) for name in probabilities}
+    chosen = {name: components[0] if components else None for name, components in found.items()}
+    for right, left in PAIRS:
+        if chosen.get(right) and chosen.get(left):
+            chosen[right], chosen[left] = _in_order(found[right], found[left])
+    kept = {}
+    for name, component in chosen.items():
+        values = probabilities[name]
+        if component is None:
+            kept[name] = np.zeros_like(values)
+            continue
+        part = labelled[name] == component.number
+        filled = ndimage.binary_fill_holes(part)
+        # A voxel's rim of lower probabilities stays, so that the border can be interpolated.
+        kept[name] = np.where(ndimage.binary_dilation(part) & ((labelled[name] == 0) | part), values, 0)
+        kept[name][filled & ~part] = 1.0
+    return kept
+
+
+def _components(labels: np.ndarray, probability: np.ndarray, grid: Volume) -> list[_Component]:
+    """The heaviest components above the smallest volume, heaviest first."""
+    count = int(labels.max())
+    numbers = np.arange(1, count + 1)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    weights = ndimage.sum_labels(probability, labels, numbers)
+    least = SMALLEST_ML * 1000 / float(np.prod(grid.spacing))
+    order = [index for index in np.argsort(-weights)[:CANDIDATES] if sizes[index] >= least]
+    middles = ndimage.center_of_mass(labels > 0, labels, [index + 1 for index in order])
+    return [_Component(int(index) + 1, float(weights[index]), float(grid.to_lps(np.array(middle[::-1]))[0]))
+            for index, middle in zip(order, middles, strict=True)]
+
+
+def _in_order(right: list[_Component], left: list[_Component]) -> tuple[_Component | None, _Component | None]:
+    """The heaviest pair of which the first lies to the right of the second; one of them alone where none does."""
+    pairs = [(a, b) for a, b in itertools.product(right, left) if a.left_mm < b.left_mm]
+    if pairs:
+        return max(pairs, key=lambda pair: pair[0].weight + pair[1].weight)
+    return (right[0], None) if right[0].weight >= left[0].weight else (None, left[0])
+
+
+def label_scan(probabilities: Mapping[str, np.ndarray], grid: Volume, scan: Volume) -> Volume:
+    """Labels of ORGANS, uint8, on the grid of ``scan``: at each voxel the organ of highest probability above 0.5.
+
+    Args:
+        probabilities: organ -> (k, j, i) float32 on ``grid``.
+        grid: gives the affine.
+    """
+    labels = np.zeros(scan.shape, np.uint8)
+    best = np.full(scan.shape, 0.5, np.float32)
+    for name, values in probabilities.items():
+        window = _window(values > 0, grid, scan)
+        if window is None:
+            continue
+        start = np.array([part.start for part in window][::-1])
+        affine = scan.affine.copy()
+        affine[:3, 3] = scan.to_lps(start)
+        shape = [part.stop - part.start for part in window]
+        there = resample(Volume(values, grid.affine), shape, affine, fill=0).voxels
+        better = there > best[window]
+        best[window][better] = there[better]
+        labels[window][better] = ORGANS[name].label
+    return Volume(labels, scan.affine, scan.name)
+
+
+def _window(mask: np.ndarray, grid: Volume, scan: Volume) -> tuple[slice, slice, slice] | None:
+    """The box of ``scan`` (k, j, i) that holds all of a mask on ``grid``; None if nothing lies in it."""
+    boxes = ndimage.find_objects(mask.astype(np.uint8))
+    if not boxes:
+        return None
+    corners = np.array(list(itertools.product(*((part.start - 1, part.stop) for part in boxes[0]))), float)
+    indices = scan.to_indices(grid.to_lps(corners[:, ::-1]))[:, ::-1]
+    low = np.maximum(np.floor(indices.min(0)).astype(int), 0)
+    high = np.minimum(np.ceil(indices.max(0)).astype(int) + 1, scan.shape)
+    if (low >= high).any():
+        return None
+    k, j, i = (slice(int(first), int(last)) for first, last in zip(low, high, strict=True))
+    return k, j, i
