@@ -15,7 +15,7 @@ from GenSegLogic.nodules.measure import COLUMNS, measure
 from GenSegLogic.nodules.region import Region, field_volume
 from GenSegLogic.nodules.residual import combine, without
 from GenSegLogic.nodules.search import TILE_VOXELS, find_candidates, logit_volume
-from GenSegLogic.nodules.segments import Finding, nodules_from_residual, window_around
+from GenSegLogic.nodules.segments import RELATIVE_THRESHOLD, Finding, nodules_from_residual, window_around
 from GenSegLogic.volume import Volume
 from Testing.logic.grids import ORIENTATIONS, draw, soft_ball
 
@@ -28,6 +28,12 @@ WINDOW = (-1000.0, 400.0)
 def two_balls(points: np.ndarray) -> np.ndarray:
     """HU that two nodules of 10 and 6 mm add."""
     return soft_ball(FIRST, 5.0, 800, 0)(points) + soft_ball(SECOND, 3.0, 500, 0)(points)
+
+
+def nodule_mask(points: np.ndarray) -> np.ndarray:
+    """What belongs to them: above 200 HU and above a part of each one's own peak."""
+    first, second = soft_ball(FIRST, 5.0, 800, 0)(points), soft_ball(SECOND, 3.0, 500, 0)(points)
+    return (first > max(200, RELATIVE_THRESHOLD * 800)) | (second > max(200, RELATIVE_THRESHOLD * 500))
 
 
 FINDINGS = (Finding(FIRST, 14.0, 0.9), Finding(SECOND, 14.0, 0.6))
@@ -96,7 +102,8 @@ def test_every_finding_gets_its_own_segment(orientation: str) -> None:
     assert [segment.name for segment in segmentation.segments] == ["Nodule 1", "Nodule 2"]
     assert {segment.type.value for segment in segmentation.segments} == {"27925004"}
     labels = segmentation.labelmap.voxels
-    assert np.array_equal(labels > 0, residual.voxels > 200)
+    assert np.array_equal(labels > 0, draw(nodule_mask, orientation, SPACING, SHAPE, np.uint8).voxels > 0)
+    assert (labels > 0).sum() < (residual.voxels > 200).sum()  # the part of the peak did count
     for label, finding in enumerate(FINDINGS, start=1):
         points = residual.to_lps(np.argwhere(labels == label)[:, ::-1])
         assert np.linalg.norm(points.mean(0) - finding.center) < 0.5
@@ -133,7 +140,7 @@ def test_touching_findings_share_no_voxel_and_one_component_has_one_owner() -> N
     twice = (Finding(FIRST, 14.0, 0.9), Finding((FIRST[0] + 3, *FIRST[1:]), 14.0, 0.8))
     segmentation = nodules_from_residual(residual, None, twice, 200.0)
     assert [segment.label for segment in segmentation.segments] == [1]
-    assert np.array_equal(segmentation.labelmap.voxels > 0, residual.voxels > 200)
+    assert np.array_equal(segmentation.labelmap.voxels > 0, residual.voxels > RELATIVE_THRESHOLD * 800)
 
 
 def test_lungs_and_size_limit_what_a_nodule_is() -> None:
@@ -141,7 +148,8 @@ def test_lungs_and_size_limit_what_a_nodule_is() -> None:
     half = draw(lambda points: points[..., 0] < FIRST[0], "left-handed", SPACING, SHAPE, np.uint8)
     segmentation = nodules_from_residual(residual, half, FINDINGS, 200.0)
     assert [segment.label for segment in segmentation.segments] == [1]
-    assert np.array_equal(segmentation.labelmap.voxels > 0, (residual.voxels > 200) & (half.voxels > 0))
+    expected = draw(nodule_mask, "left-handed", SPACING, SHAPE, np.uint8).voxels & half.voxels
+    assert np.array_equal(segmentation.labelmap.voxels, expected)
     speck = draw(soft_ball(FIRST, 0.9, 800, 0, 0.1), "LPS", SPACING, SHAPE)
     assert (speck.voxels > 200).any()
     assert nodules_from_residual(speck, None, FINDINGS, 200.0).segments == ()
