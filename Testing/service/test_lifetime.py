@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("tiny_service.py")
 
 
-def _until(condition, seconds: float = 20.0) -> bool:
+def _until(condition, seconds: float = 120.0) -> bool:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
