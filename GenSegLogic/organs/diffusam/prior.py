@@ -53,17 +53,19 @@ def mask_loss(logits: Tensor, truth: Tensor, weight: Tensor | None = None) -> Te
     return loss.mean() if weight is None else (loss * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
-def readout_loss(context: Context, truth: Tensor, weight: Tensor) -> Tensor:
+def readout_loss(context: Context, truth: Tensor, weight: Tensor, trust: Tensor) -> Tensor:
     """Loss of the organs' read-out and presence.
 
     Args:
         context: of B slices.
         truth: (B, organs, 4h, 4w) area means of the organs' masks.
         weight: (B, organs): 0 where nothing is known of the organ in this slice.
+        trust: (B, 1, 4h, 4w) in [0, 1]: how much each pixel counts.
     """
     logits = context.readout
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((2, 3))
-    probability = logits.sigmoid()
+    entropy = (trust * F.binary_cross_entropy_with_logits(logits, truth, reduction="none")).mean((2, 3))
+    probability = logits.sigmoid() * trust
+    truth = truth * trust
     # Over the batch, for most slices hold few of the organs.
     overlap = ((probability * truth).sum((2, 3)) * weight).sum(0)
     total = ((probability + truth).sum((2, 3)) * weight).sum(0)
@@ -100,6 +102,7 @@ def prior_loss(
     organ: Tensor,
     truth: Tensor,
     weight: Tensor,
+    trust: Tensor,
     decoded: int = 8,
 ) -> Tensor:
     """Loss on n pairs of a slice and an organ: ||P(x_t, t, c, p, organ) - M*||^2, and what we add.
@@ -113,7 +116,7 @@ def prior_loss(
         masks, masks_before: (n, 1, S, S) of the organ in the slice and in the one before.
         rows: (n,) slice of each pair.
         organ: (n,) index of each.
-        truth, weight: of all organs, see :func:`readout_loss`.
+        truth, weight, trust: of all organs, see :func:`readout_loss`.
         decoded: how many of the n are decoded, the first ones.
     """
     with torch.no_grad():
@@ -130,7 +133,7 @@ def prior_loss(
     estimate = prior(x, t, context.select(rows), previous, known, organ)
     cells = F.adaptive_max_pool2d(masks, clean.shape[-1])
     error = ((estimate - clean).square().mean(1, keepdim=True) * (1 + 4 * cells)).mean()
-    loss = error + READOUT_WEIGHT * readout_loss(context, truth, weight)
+    loss = error + READOUT_WEIGHT * readout_loss(context, truth, weight, trust)
     if decoded:
         part = slice(0, decoded)
         result = sam2.decode(features.select(rows[part]), prior.restore(estimate[part]))

@@ -1,4 +1,7 @@
-"""From the best slice up and down: organs of a whole scan without a prompt (METHODS (b))."""
+"""From the best slice up and down: organs of a whole scan without a prompt (METHODS (b)).
+
+All organs, both directions and all members of the ensemble go through the networks as one batch, a slice at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
+from ...errors import GenSegError
+from ...networks.memory_prior import Context
+from ...networks.sam2 import MEMORY_CHANNELS, Features
 from ...volume import Volume
+from .prior import sample
 
 if TYPE_CHECKING:
-    import torch
-
     from .models import MemorySource, OrganModels
+
+PRESENT = 0.5
+"""Presence that some slice must reach, or the organ is not there."""
+ABSENT = 0.15
+"""Presence below which a propagation that has lost the organ ends."""
+BATCH = 64
+"""Pairs of slice and organ that are decoded at once."""
+ENCODER_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,39 @@ class Segmentation:
     encoded_slices: int
 
 
+@dataclass(frozen=True)
+class Scan:
+    """A scan as the networks see it: features and context of its K slices."""
+
+    features: Features
+    context: Context
+
+
+def look_at(volume: Volume, models: OrganModels, callback: Callable[[float], None] = lambda fraction: None) -> Scan:
+    """Encode every slice once, and read the context off it.
+
+    Raises:
+        GenSegError: if the volume is not on the canonical grid.
+    """
+    size = models.grid.size
+    if volume.shape[1:] != (size, size):
+        raise GenSegError(f"{volume.name} has slices of {volume.shape[2]} x {volume.shape[1]} pixels, but the networks "
+                          f"take {size} x {size}; put it on the bundle's canonical grid first.")
+    device = next(models.sam2.parameters()).device
+    slices = torch.from_numpy(np.ascontiguousarray(volume.voxels, np.float32))[:, None]
+    features, contexts = [], []
+    for start in range(0, len(slices), ENCODER_BATCH):
+        features.append(models.sam2.encode(slices[start : start + ENCODER_BATCH].to(device)))
+        contexts.append(models.prior.look(features[-1]))
+        callback(min(start + ENCODER_BATCH, len(slices)) / len(slices))
+    return Scan(
+        Features(*(torch.cat(level) for level in zip(*((f.high, f.middle, f.low) for f in features), strict=True))),
+        Context(*(torch.cat(part) for part in zip(*((c.image, c.readout, c.presence) for c in contexts),
+                                                  strict=True))),
+    )
+
+
+@torch.no_grad()
 def segment(
     volume: Volume,
     models: OrganModels,
@@ -58,4 +107,130 @@ def segment(
     Raises:
         GenSegError: if the volume is not on the canonical grid, or an organ is not among the models'.
     """
-    raise NotImplementedError
+    organs = tuple(organs) or models.organs
+    if unknown := [name for name in organs if name not in models.organs]:
+        raise GenSegError(f"The model has not learned {', '.join(unknown)}; it knows {', '.join(models.organs)}.")
+    generator = generator or torch.Generator().manual_seed(0)
+    scan = look_at(volume, models, lambda fraction: callback(0.3 * fraction))
+    source = memory_source or prior_source(models, scan, steps)
+    index = torch.tensor([models.organs.index(name) for name in organs])
+    presence = scan.context.presence.sigmoid().cpu()[:, index]
+    highest = presence.max(0).values
+    there = [place for place in range(len(organs)) if highest[place] >= PRESENT]
+    starts = best_slices(scan.context, index)
+    fronts = _Fronts(models, scan, source, generator)
+    logits = fronts.run([(int(index[place]), int(starts[place])) for place in there], presence[:, there], samples,
+                        lambda fraction: callback(0.3 + 0.65 * fraction))
+    probabilities = {name: np.zeros(volume.shape, np.float32) for name in organs}
+    confidence = _Confidence(volume.shape)
+    for place, members in zip(there, logits, strict=True):
+        mean = _enlarge(members.sigmoid().mean(0), volume.shape[1])
+        probabilities[organs[place]] = mean
+        confidence.add(mean)
+    callback(1.0)
+    return Segmentation(probabilities, confidence.result(), {name: float(highest[place]) for place, name in
+                                                             enumerate(organs)}, len(volume.voxels))
+
+
+def prior_source(models: OrganModels, scan: Scan, steps: int) -> MemorySource:
+    """Memories from the prior."""
+
+    def draw(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
+             generator: torch.Generator) -> Tensor:
+        size = models.sam2.memory_size
+        noise = torch.randn(len(organs), MEMORY_CHANNELS, size, size, generator=generator).to(features.low.device)
+        rows = torch.as_tensor(slices, device=features.low.device)
+        return sample(models.prior, scan.context.select(rows), organs.to(rows), previous, steps, noise)
+
+    return draw
+
+
+def best_slices(context: Context, organs: Tensor) -> Tensor:
+    """Where to begin with each organ: the slice that shows most of it for certain."""
+    area = (context.readout.sigmoid() > 0.5).float().mean((2, 3))
+    certain = context.presence.sigmoid()
+    score = certain * (area + 1e-4).sqrt()
+    return score[:, organs.to(score.device)].argmax(0).cpu()
+
+
+class _Fronts:
+    """The propagations of all organs, directions and members of the ensemble, advanced together."""
+
+    def __init__(self, models: OrganModels, scan: Scan, source: MemorySource, generator: torch.Generator) -> None:
+        self.models, self.scan, self.source, self.generator = models, scan, source, generator
+        self.count = len(scan.features)
+
+    def run(self, organs: list[tuple[int, int]], presence: Tensor, samples: int,
+            callback: Callable[[float], None]) -> list[Tensor]:
+        """Mask logits (samples, K, 4h, 4w) of every organ.
+
+        Args:
+            organs: index and best slice of each.
+            presence: (K, organs).
+            samples: members of the ensemble.
+            callback: takes the fraction done.
+        """
+        edge = self.scan.features.high.shape[-1]
+        logits = torch.full((len(organs), samples, self.count, edge, edge), -20.0)
+        lanes = [(place, member) for place in range(len(organs)) for member in range(samples)]
+        starts = [organs[place][1] for place, _ in lanes]
+        first = self._step(lanes, starts, organs, None, logits)
+        # Every lane goes on in both directions from what its best slice showed.
+        active = [(lane, starts[number], direction, first[number])
+                  for number, lane in enumerate(lanes) for direction in (1, -1)]
+        for distance in range(1, self.count):
+            going = []
+            for lane, start, direction, memory in active:
+                k = start + direction * distance
+                if 0 <= k < self.count and presence[k, lane[0]] >= ABSENT:
+                    going.append((lane, start, direction, memory, k))
+            if not going:
+                break
+            memories = self._step([entry[0] for entry in going], [entry[4] for entry in going], organs,
+                                  torch.stack([entry[3] for entry in going]), logits)
+            active = [(lane, start, direction, memory) for (lane, start, direction, _, _), memory in
+                      zip(going, memories, strict=True)]
+            callback(distance / self.count)
+        return list(logits)
+
+    def _step(self, lanes: list[tuple[int, int]], slices: list[int], organs: list[tuple[int, int]],
+              previous: Tensor | None, logits: Tensor) -> list[Tensor]:
+        """Segment one slice in every lane; returns the memories for the next."""
+        memories: list[Tensor] = []
+        sam2 = self.models.sam2
+        for begin in range(0, len(lanes), BATCH):
+            chosen = slice(begin, begin + BATCH)
+            rows = torch.tensor(slices[chosen], device=self.scan.features.low.device)
+            features = self.scan.features.select(rows)
+            index = torch.tensor([organs[place][0] for place, _ in lanes[chosen]])
+            before = None if previous is None else previous[chosen]
+            memory = self.source(features, slices[chosen], index, before, self.generator)
+            decoded = sam2.decode(features, memory)
+            remembered = sam2.remember(features, decoded.mask_logits)
+            for number, (place, member) in enumerate(lanes[chosen]):
+                logits[place, member, slices[begin + number]] = decoded.mask_logits[number, 0].cpu()
+            memories.extend(remembered)
+        return memories
+
+
+def _enlarge(probability: Tensor, size: int) -> np.ndarray:
+    """(K, 4h, 4w) -> (K, size, size) float32."""
+    enlarged = F.interpolate(probability[:, None], (size, size), mode="bilinear", align_corners=False)
+    return enlarged[:, 0].clamp(0, 1).numpy()
+
+
+class _Confidence:
+    """Probability that the voxel's label is right, as far as the ensemble can tell."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.highest = np.zeros(shape, np.float32)
+        self.rest = np.ones(shape, np.float32)
+
+    def add(self, probability: np.ndarray) -> None:
+        """Take in one organ's mean probability over the ensemble."""
+        np.maximum(self.highest, probability, out=self.highest)
+        self.rest *= 1 - probability
+
+    def result(self) -> np.ndarray:
+        """(k, j, i) float32 in [0, 1]: of the winning organ where it wins, of none where none does."""
+        return np.where(self.highest > 0.5, self.highest, self.rest).astype(np.float32)

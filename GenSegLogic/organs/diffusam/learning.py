@@ -1,0 +1,154 @@
+"""What the recipe and the adaptation share: batches of neighbouring slices with labels -> the prior's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ...networks.memory_prior import MemoryPrior
+from ...networks.sam2 import Sam2
+from .augment import deformation, random_looks, recolour, warp
+from .prior import prior_loss
+
+PICKS = 3
+"""Organs a slice that memories are drawn for, in every batch."""
+MASK_EDGE = 4
+"""Masks of SAM 2 are this much finer than its memory."""
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A scan on the canonical grid, with its truth.
+
+    Attributes:
+        images: one or more (K, S, S) versions of it in [0, 1] (float32) or 0..255 (uint8); each is drawn evenly.
+        labels: (K, S, S) uint8: 0 nothing, n the n-th organ of the prior, counted from 1.
+        known: (K, organs) 1 where the labels say whether and where the organ is, else 0.
+        tissues: (K, S, S) uint8 for random looks; None where they are not known.
+        trust: (K, S, S) in [0, 1], where the labels can be trusted; None: everywhere.
+    """
+
+    images: tuple[np.ndarray, ...]
+    labels: np.ndarray
+    known: np.ndarray
+    tissues: np.ndarray | None = None
+    trust: np.ndarray | None = None
+
+
+def batches(scans: Sequence[LabelledScan], pairs: int, seed: int, random_share: float = 0.0,
+            strength: float = 1.0) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of pairs of neighbouring slices, deformed and recoloured, never mirrored.
+
+    Args:
+        scans: to draw from; scans with more slices are drawn more often.
+        pairs: P, pairs a batch.
+        seed: of all random numbers.
+        random_share: part of the pairs that are shown in a random contrast, where tissues are known.
+        strength: of the augmentation, 0 for none.
+
+    Yields:
+        image (2 P, 1, S, S) in [0, 1], labels (2 P, S, S) uint8, known (2 P, organs); rows 2 p, the slice before in
+        the direction of propagation, and 2 p + 1, the slice itself, are a pair.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    counts = np.array([len(scan.labels) for scan in scans], float)
+    while True:
+        images, maps, known, is_random = [], [], [], []
+        for _ in range(pairs):
+            scan = scans[rng.choice(len(scans), p=counts / counts.sum())]
+            k = int(rng.integers(len(scan.labels)))
+            before = _neighbour(k, len(scan.labels), rng)
+            random = scan.tissues is not None and rng.random() < random_share
+            version = scan.images[rng.integers(len(scan.images))]
+            for index in (before, k):
+                image = version[index]
+                images.append(image.astype(np.float32) / 255 if image.dtype == np.uint8 else image)
+                tissues = scan.labels[index] if scan.tissues is None else scan.tissues[index]
+                trust = np.full_like(tissues, 255) if scan.trust is None else np.uint8(255 * scan.trust[index])
+                maps.append(np.stack([tissues, scan.labels[index], trust]))
+                known.append(scan.known[index])
+                is_random.append(random)
+        grid = deformation(pairs, maps[0].shape[-1], generator, strength).repeat_interleave(2, 0)
+        image = warp(torch.from_numpy(np.stack(images)).float()[:, None], grid)
+        moved = warp(torch.from_numpy(np.stack(maps)).float(), grid, nearest=True)
+        if any(is_random):
+            chosen = torch.tensor(is_random).view(-1, 1, 1, 1)
+            image = torch.where(chosen, random_looks(moved[:, :1], generator, group=2), image)
+        yield {
+            "image": recolour(image, generator, 2, strength) if strength else image,
+            "labels": moved[:, 1].to(torch.uint8),
+            "trust": moved[:, 2] / 255,
+            "known": torch.from_numpy(np.stack(known)).float(),
+        }
+
+
+def _neighbour(k: int, count: int, rng: np.random.Generator) -> int:
+    """The slice above or below k; the other one at the ends; k itself in a scan of one slice."""
+    step = int(rng.choice((-1, 1)))
+    return next((n for n in (k + step, k - step) if 0 <= n < count), k)
+
+
+def pick(labels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of a slice and an organ: rows (n,) and organs (n,) from 0, those that are there first.
+
+    Args:
+        labels: (P, S, S).
+        known: (P, organs).
+    """
+    present, absent = [], []
+    for row in range(len(labels)):
+        allowed = known[row].nonzero().flatten()
+        if not len(allowed):
+            continue
+        there = [int(label) - 1 for label in labels[row].unique() if label > 0 and known[row, int(label) - 1]]
+        order = torch.randperm(len(there)).tolist()
+        present += [(row, there[place]) for place in order[:PICKS]]
+        for _ in range(PICKS - min(PICKS, len(there)) or int(torch.rand(()) < 0.3)):
+            organ = int(allowed[torch.randint(len(allowed), ())])
+            if organ not in there:
+                absent.append((row, organ))
+    order = torch.randperm(len(present)).tolist()
+    chosen = [present[place] for place in order] + absent[: max(2, len(present) // 3)]
+    rows, organs = torch.tensor(chosen, dtype=torch.long).reshape(-1, 2).unbind(1)
+    return rows, organs
+
+
+def organ_masks(labels: Tensor, organs: int) -> Tensor:
+    """(B, S, S) labels -> (B, organs, S, S) float."""
+    return F.one_hot(labels.long(), organs + 1).permute(0, 3, 1, 2)[:, 1:].float()
+
+
+def loss_of(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor], decoded: int = 8) -> Tensor:
+    """The prior's loss on a batch of :func:`batches`. SAM 2 is only read."""
+    with torch.no_grad():
+        features = sam2.encode(batch["image"])
+    before, now = features.select(slice(0, None, 2)), features.select(slice(1, None, 2))
+    labels, known = batch["labels"][1::2], batch["known"][1::2]
+    rows, organ = pick(labels, known)
+    masks = (labels[rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
+    masks_before = (batch["labels"][0::2][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
+    edge = MASK_EDGE * sam2.memory_size
+    truth = F.adaptive_avg_pool2d(organ_masks(labels, prior.organs), edge)
+    trust = F.adaptive_avg_pool2d(batch["trust"][1::2, None], edge)
+    return prior_loss(prior, sam2, now, before, masks, masks_before, rows, organ, truth, known, trust, decoded)
+
+
+@torch.no_grad()
+def fit_normalisation(prior: MemoryPrior, sam2: Sam2, source: Iterator[dict[str, Tensor]], count: int = 8) -> None:
+    """Set the prior's mean and deviation of every channel of the memory from some batches."""
+    memories = []
+    for _ in range(count):
+        batch = next(source)
+        features = sam2.encode(batch["image"])
+        rows, organ = pick(batch["labels"], batch["known"])
+        masks = (batch["labels"][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
+        memories.append(sam2.remember_mask(features.select(rows), masks).float())
+    stacked = torch.cat(memories)
+    prior.mean.copy_(stacked.mean((0, 2, 3), keepdim=True))
+    prior.std.copy_(stacked.std((0, 2, 3), keepdim=True).clamp_min(1e-3))
