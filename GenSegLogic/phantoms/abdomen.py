@@ -42,7 +42,7 @@ class AbdomenSplit:
     first_seed: int
     size: tuple[float, float] = (0.88, 1.12)
     fatness: tuple[float, float] = (0.0, 0.9)
-    warp_mm: tuple[float, float] = (3.0, 8.0)
+    warp_mm: tuple[float, float] = (2.5, 6.5)
     turn_degrees: float = 3.0
     thickness_mm: tuple[float, float] = (3.0, 8.5)
     field_mm: tuple[float, float] = (310.0, 430.0)
@@ -54,7 +54,7 @@ ABDOMEN_SPLITS: dict[str, AbdomenSplit] = {
     "held-out": AbdomenSplit(500_000),
     "validation": AbdomenSplit(1_000_000, size=(0.9, 1.1), fatness=(0.1, 0.8)),
     # Test patients reach beyond what training saw: larger and smaller, fatter, more displaced.
-    "test": AbdomenSplit(2_000_000, size=(0.86, 1.14), fatness=(0.0, 1.0), warp_mm=(3.0, 9.0), turn_degrees=3.5,
+    "test": AbdomenSplit(2_000_000, size=(0.86, 1.14), fatness=(0.0, 1.0), warp_mm=(2.5, 7.5), turn_degrees=3.5,
                          variation=Variation(shift_mm=6.0, size=0.09, lesions=0.4)),
 }
 

@@ -28,8 +28,8 @@ def paint_stomach(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> Non
     fullness = rng.uniform(0.55, 1.2)
     sag = rng.uniform(0, 55)
     points = np.array([
-        (50, 22, top), (60, 0, top - 22), (66, -26, top - 50 - 0.4 * sag), (44, -50, 38 - sag), (10, -48, 34 - 0.8 * sag),
-        (-20, -36, 34 - 0.1 * sag),
+        (50, 22, top), (60, 0, top - 22), (66, -26, top - 50 - 0.4 * sag), (44, -50, 38 - sag),
+        (10, -48, 34 - 0.8 * sag), (-20, -36, 34 - 0.1 * sag),
     ]) + rng.normal(0, 5, (6, 3))
     radii = along(np.array([32, 38, 35, 26, 18, 9]) * fullness, 18) * _pulse(19, rng, 0.06)
     flat = rng.uniform(0.7, 1.0)
@@ -61,12 +61,12 @@ def _pulse(count: int, rng: np.random.Generator, depth: float = 0.15) -> np.ndar
 
 
 def _colon(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
-    sag, size = rng.uniform(-20, 60), rng.uniform(15, 24)
+    sag, size, flexure = rng.uniform(-20, 60), rng.uniform(15, 24), rng.uniform(40, 95)
     front = -62 - 10 * frame.fatness
     points = np.array([
         (-92, 16, -140), (-98, 16, -70), (-96, 6, -22), (-84, -34, -8), (-52, front, -24 - 0.6 * sag),
-        (0, front - 6, -28 - sag), (52, front, 2 - 0.5 * sag), (88, -26, 38), (100, 20, 52), (104, 38, 0), (102, 34, -70),
-        (92, 20, -140),
+        (0, front - 6, -28 - sag), (52, front, 2 - 0.5 * sag), (88, -26, 0.7 * flexure), (100, 20, flexure),
+        (104, 38, 0), (102, 34, -70), (92, 20, -140),
     ]) + rng.normal(0, 5, (12, 3))
     line, radii = bent(points, 66), along(size * np.array([1.25, 1.3, 1.2, 1, 1, 1, 1, 1, 0.9, 0.75, 0.7, 0.75]), 66)
     radii = radii * _pulse(67, rng, 0.16)

@@ -1,4 +1,4 @@
-"""A warped canvas on which organs are painted one over the other: implicit shapes in the coordinates of a standard body.
+"""A warped canvas on which organs are painted one over the other, as implicit shapes in a standard body.
 
 The standard body's coordinates are LPS mm: x to the left, y backwards, z upwards, with the kidneys' hila near z = 0 and
 the right dome of the diaphragm near z = 150. A patient's size, posture, breathing and a smooth random displacement are

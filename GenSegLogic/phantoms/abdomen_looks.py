@@ -153,6 +153,8 @@ def grey_values(look: str, rng: np.random.Generator) -> np.ndarray:
     table = {**MR["t2-spir"], **MR[look]}
     for tissue, span in table.items():
         values[tissue] = rng.uniform(*span)
+    if look != "t1":  # cortex and pyramids differ little
+        values[T.MEDULLA] = values[T.CORTEX] * rng.uniform(0.9, 1.25)
     if look == "t1" and rng.random() < 0.4:  # fat signal suppressed or out of phase
         values[[T.FAT, T.FAT_UNDER_SKIN]] *= rng.uniform(0.1, 0.8)
     return values
@@ -162,6 +164,7 @@ def _average(
     image: np.ndarray, repeats: int, spacing: np.ndarray, rng: np.random.Generator, look: str
 ) -> np.ndarray:
     """Slices as means of their sub-slices, and the in-plane point spread of the scanner."""
+    # Slice profiles overlap a little beyond the nominal thickness.
     profile = rng.uniform(0.25, 0.5) * repeats if repeats > 1 else rng.uniform(0.2, 0.6)
     image = ndimage.gaussian_filter1d(image, profile, axis=0)
     if repeats > 1:
@@ -180,14 +183,13 @@ def _expose_ct(image: np.ndarray, spacing: np.ndarray, rng: np.random.Generator)
 
 def _expose_mr(image: np.ndarray, spacing: np.ndarray, rng: np.random.Generator, look: str) -> np.ndarray:
     """Coil sensitivity, uneven slices, ghosts of breathing, Rician noise."""
-    # Near the lungs the signal fades: the field is uneven and the organs move.
     axes = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(image.shape, spacing, strict=True)]
     extent = max(float(axis[-1]) for axis in axes) + 1
     bias = rng.uniform(0.05, 0.35) * bspline_field(axes, 160.0, rng, extent)
     height = axes[0] / extent
-    fading = rng.uniform(0, 0.9) * np.maximum(height - rng.uniform(0, 0.5), 0) + rng.uniform(0, 0.4) * np.maximum(
-        -height - 0.3, 0
-    )
+    # The signal fades towards the lungs, where the field is uneven and everything moves, and at the coil's end.
+    fading = rng.uniform(0, 0.9) * np.maximum(height - rng.uniform(0, 0.5), 0)
+    fading += rng.uniform(0, 0.4) * np.maximum(-height - 0.3, 0)
     image = image * np.exp(bias - fading[:, None, None].astype(np.float32))
     image *= (1 + rng.normal(0, rng.uniform(0, 0.06), len(image))).astype(np.float32)[:, None, None]
     if rng.random() < 0.4:

@@ -68,7 +68,7 @@ def _great_vessels(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> No
             canvas.paint(part, gap < 0, tissue)
     mesenteric = bent([(8, -6, 30), (8, -20, 0), (4, -30, -60), (-10, -34, -100)], 8)
     for offset, tissue, size in ((0, Tissue.ARTERY, 3.4), (-12, Tissue.VEIN, 5.0)):
-        part, gap, _ = canvas.tube(mesenteric + [offset, 0, 0], along([1, 1, 0.7], 8) * size)
+        part, gap, _ = canvas.tube(mesenteric + np.array([offset, 0, 0]), along([1, 1, 0.7], 8) * size)
         canvas.paint(part, gap < 0, tissue)
     # Oesophagus, from behind the heart to the stomach.
     entry = frame.dome - rng.uniform(44, 58)
@@ -119,9 +119,9 @@ def _liver(canvas: Canvas, frame: Frame, vary: Variation, rng: np.random.Generat
     window = canvas.window((-175, -130, -90), (115, 110, frame.dome + 20))
     x, y, z = canvas.x[window], canvas.y[window], canvas.z[window]
     _, size = _place(vary, rng)
-    depth = rng.uniform(140, 182) * size
-    slope, tip = rng.uniform(0.42, 0.62), rng.uniform(35, 95)
-    behind = rng.uniform(-0.1, 0.25)
+    depth = rng.uniform(128, 170) * size
+    slope, tip = rng.uniform(0.32, 0.55), rng.uniform(45, 110)
+    behind = rng.uniform(0.1, 0.5)
     floor = frame.dome - depth + slope * np.maximum(x + 130, 0) + behind * y + 7 * canvas.lumps[1][window]
     floor = floor + 2.0 * np.maximum(x - tip, 0)
     distance = smooth_maximum((floor - z) * 0.7, frame.below[window] + 0.8, 4)
@@ -141,6 +141,7 @@ def _liver(canvas: Canvas, frame: Frame, vary: Variation, rng: np.random.Generat
 
 
 def _spleen(canvas: Canvas, frame: Frame, vary: Variation, rng: np.random.Generator) -> None:
+    """Under the left dome against the wall, hollowed by stomach and kidney."""
     shift, size = _place(vary, rng)
     if rng.random() < vary.no_spleen:
         return
@@ -183,7 +184,8 @@ def _kidney(canvas: Canvas, frame: Frame, side: int, vary: Variation, rng: np.ra
         canvas.paint(window, parenchyma, Tissue.CORTEX, LABEL[f"{name}_kidney"])
         angle = np.arctan2(local[1], -side * local[0])
         phase = rng.uniform(0, 6.28, 2)
-        pyramids = np.cos(5 * angle + phase[0]) + np.cos(rng.uniform(5, 8) * local[2] + phase[1]) > rng.uniform(-0.7, 0.4)
+        rows = np.cos(rng.uniform(5, 8) * local[2] + phase[1])
+        pyramids = np.cos(5 * angle + phase[0]) + rows > rng.uniform(-0.7, 0.4)
         deep = distance < -rng.uniform(5, 8)
         canvas.paint(window, parenchyma & deep & pyramids, Tissue.MEDULLA, LABEL[f"{name}_kidney"])
         pelvis = sinus < -rng.uniform(0.2, 0.45)
@@ -191,7 +193,8 @@ def _kidney(canvas: Canvas, frame: Frame, side: int, vary: Variation, rng: np.ra
         hilum = center + axis @ (np.array([-side * 0.8, 0, 0]) * radii)
         for tissue, target, width in ((Tissue.VEIN, (-20, 6), 4.5), (Tissue.ARTERY, (6, 8), 2.8)):
             end = np.array([*target, hilum[2] + 6])
-            part, gap, _ = canvas.tube(bent([hilum, (hilum + end) / 2 - np.array([0, 6, 0]), end], 5), np.full(6, width))
+            halfway = (hilum + end) / 2 - np.array([0, 6, 0])
+            part, gap, _ = canvas.tube(bent([hilum, halfway, end], 5), np.full(6, width))
             canvas.paint(part, (gap < 0) & allowed_in(canvas, part, Tissue.FAT), tissue)
         for _ in range(int(rng.integers(1, 4)) if rng.random() < vary.lesions else 0):
             direction = rng.standard_normal(3)
@@ -215,7 +218,7 @@ def _adrenal(
     for turn in (side * rng.uniform(-8, 12), side * rng.uniform(28, 55)):
         axis = rotation((0, 0, turn))
         limb = place + axis @ np.array([0, rng.uniform(4, 8), 0])
-        window, distance, _ = canvas.ellipsoid(limb, (thickness, rng.uniform(11, 15), rng.uniform(12, 18)), (8, 0, turn))
+        window, distance, _ = canvas.ellipsoid(limb, (thickness, *rng.uniform((11, 12), (15, 18))), (8, 0, turn))
         free = allowed_in(canvas, window, Tissue.FAT, Tissue.ADRENAL, Tissue.VEIN, Tissue.ARTERY)
         canvas.paint(window, (distance < 0) & free, Tissue.ADRENAL, LABEL[f"{name}_adrenal"])
 
@@ -223,6 +226,7 @@ def _adrenal(
 def _liver_vessels(
     canvas: Canvas, frame: Frame, liver: tuple[Window, np.ndarray], vary: Variation, rng: np.random.Generator
 ) -> None:
+    """Two trees, portal from the hilum and hepatic from the vena cava, and at times lesions and cysts."""
     window, distance = liver
     inside = np.argwhere((distance < -4) & (canvas.label[window] == LABEL["liver"]))
     if len(inside) < 100:

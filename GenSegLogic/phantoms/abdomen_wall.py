@@ -146,7 +146,7 @@ def _spine(canvas: Canvas, rng: np.random.Generator) -> None:
     transverse = np.maximum(np.abs(slope) - 4, np.abs(x) - rng.uniform(32, 44))
     canvas.paint(window, (transverse < 0) & (np.abs(x) > 13) & (np.abs(level - height * 0.62) < 5),
                  Tissue.CORTICAL_BONE)
-    canal = np.sqrt((x / 1.25) ** 2 + (y - 60) ** 2) - rng.uniform(7.5, 9.5)
+    canal = np.sqrt((x / 1.4) ** 2 + (y - 60) ** 2) - rng.uniform(5.5, 8)
     canvas.paint(window, canal < 0, Tissue.CANAL)
 
 
