@@ -139,7 +139,8 @@ def test_every_requirement_is_pinned_for_tests_within_its_range() -> None:
     assert not wrong
 
 
-def test_every_requirement_of_the_package_is_used() -> None:
+def imported_packages() -> set[str]:
+    """Top-level names, in small letters, that any module of the package imports."""
     imported = set()
     for path in (ROOT / "GenSegLogic").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -147,9 +148,17 @@ def test_every_requirement_of_the_package_is_used() -> None:
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
             imported |= {name.split(".")[0].lower() for name in names}
+    return imported
+
+
+def test_the_package_requires_what_it_imports_and_nothing_else() -> None:
     by_others = {"einops"}  # MONAI's attention imports it
+    brought_along = {"starlette"}  # by FastAPI, whose application it is
     tools = {canonicalize_name(Requirement(line).name) for line in PROJECT["optional-dependencies"]["test"]}
-    assert set(requirements()) - tools - by_others <= imported
+    required = set(requirements()) - tools
+    imported = imported_packages() - sys.stdlib_module_names - {"genseglogic"}
+    assert sorted(imported - required - brought_along) == []
+    assert sorted(required - by_others - imported) == []
 
 
 def test_all_installs_every_optional_part() -> None:
