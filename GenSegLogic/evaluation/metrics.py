@@ -117,3 +117,23 @@ def operating_point(curve: Sequence[tuple[float, float, float]], rate: float) ->
     """The most sensitive point of a curve with at most ``rate`` false positives per scan; (0, 0, 1) without one."""
     allowed = [point for point in curve if point[0] <= rate]
     return max(allowed, key=lambda point: (point[1], -point[0]), default=(0.0, 0.0, 1.0))
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting half.
+
+    Args:
+        scores: (n,) numbers.
+        positive: (n,) booleans.
+
+    Returns:
+        In [0, 1]; None where one of the two kinds is missing.
+    """
+    from scipy.stats import rankdata
+
+    positive = np.asarray(positive, bool)
+    hits, misses = int(positive.sum()), int((~positive).sum())
+    if not hits or not misses:
+        return None
+    ranks = rankdata(scores)
+    return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
