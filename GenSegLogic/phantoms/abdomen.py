@@ -199,7 +199,7 @@ def _canvas(
         to_index[row, 3] = (counts[row] - 1) / 2 - to_offset[axis] @ start / fine[row]
     moved = np.abs(to_index[:, :3]) @ reach
     lumps = [bspline_field(axes, step, rng, EXTENT_MM) for step in (70.0, 45.0, 30.0, 20.0, 14.0, 25.0)]
-    return Canvas(*coordinates, to_index, moved, lumps), repeats
+    return Canvas(coordinates[0], coordinates[1], coordinates[2], to_index, moved, lumps), repeats
 
 
 def _beside(canvas: Canvas, rng: np.random.Generator) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Window = tuple[slice, slice, slice]
 
@@ -63,7 +64,7 @@ def smooth_maximum(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     return np.maximum(a, b) + h * h * (width / 4)
 
 
-def rotation(tilt: Sequence[float]) -> np.ndarray:
+def rotation(tilt: ArrayLike) -> np.ndarray:
     """3x3 rotation by degrees about x, y and z, in that order."""
     from scipy.spatial.transform import Rotation
 
@@ -101,9 +102,10 @@ class Canvas:
         """The window of all voxels."""
         return (slice(None), slice(None), slice(None))
 
-    def window(self, low: Sequence[float], high: Sequence[float]) -> Window:
+    def window(self, low: ArrayLike, high: ArrayLike) -> Window:
         """Smallest window that surely holds the box between two corners (x, y, z) in mm."""
-        corners = np.array([[(low, high)[bit >> axis & 1][axis] for axis in range(3)] for bit in range(8)])
+        box = np.array([low, high], float)
+        corners = np.array([[box[bit >> axis & 1, axis] for axis in range(3)] for bit in range(8)])
         index = corners @ self.to_index[:, :3].T + self.to_index[:, 3]
         first = np.floor(index.min(0) - self.reach).astype(int)
         last = np.ceil(index.max(0) + self.reach).astype(int) + 1
@@ -115,7 +117,7 @@ class Canvas:
         self.label[window][inside] = label
 
     def ellipsoid(
-        self, center: Sequence[float], radii: Sequence[float], tilt: Sequence[float] = (0, 0, 0), margin: float = 0.0
+        self, center: ArrayLike, radii: ArrayLike, tilt: ArrayLike = (0, 0, 0), margin: float = 0.0
     ) -> tuple[Window, np.ndarray, np.ndarray]:
         """An ellipsoid.
 
@@ -129,9 +131,9 @@ class Canvas:
             Its window; the signed distance there in mm, negative inside, exact near the surface only; the local
             coordinates (3, ...) in units of the radii.
         """
-        turn = rotation(tilt)
-        half = np.sqrt((turn**2) @ (np.asarray(radii, float) + margin) ** 2)
-        window = self.window(np.asarray(center) - half, np.asarray(center) + half)
+        turn, center, radii = rotation(tilt), np.asarray(center, float), np.asarray(radii, float)
+        half = np.sqrt((turn**2) @ (radii + margin) ** 2)
+        window = self.window(center - half, center + half)
         offsets = [array[window] - np.float32(c) for array, c in zip((self.x, self.y, self.z), center, strict=True)]
         local = np.stack([
             sum(np.float32(turn[row, axis] / radii[axis]) * offsets[row] for row in range(3)) for axis in range(3)
@@ -140,7 +142,7 @@ class Canvas:
         length = np.sqrt(square)
         gradient = np.sqrt(sum((local[axis] / np.float32(radii[axis])) ** 2 for axis in range(3)))
         distance = (square - length) / np.maximum(gradient, 1e-4)
-        return window, np.where(square < 1e-4, -np.float32(min(radii)), distance), local
+        return window, np.where(square < 1e-4, -np.float32(radii.min()), distance), local
 
     def tube(
         self, points: np.ndarray, radii: np.ndarray, margin: float = 0.0, flat: float = 1.0
@@ -184,17 +186,18 @@ class Canvas:
         return window, distance, height
 
 
-def bent(points: Sequence[Sequence[float]], pieces: int) -> np.ndarray:
+def bent(points: Sequence[ArrayLike] | np.ndarray, pieces: int) -> np.ndarray:
     """A smooth curve (pieces + 1, 3) through ``points`` (Catmull-Rom)."""
     knots = np.asarray(points, float)
+    position = np.linspace(0, len(knots) - 1.000001, pieces + 1)
     knots = np.concatenate([2 * knots[:1] - knots[1:2], knots, 2 * knots[-1:] - knots[-2:-1]])
-    position = np.linspace(0, len(points) - 1.000001, pieces + 1)
     cell = position.astype(int)
     t = (position - cell)[:, None]
     p0, p1, p2, p3 = (knots[cell + n] for n in range(4))
     return 0.5 * (2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * p1 - p0 - 3 * p2 + p3) * t**3)
 
 
-def along(values: Sequence[float], pieces: int) -> np.ndarray:
+def along(values: Sequence[float] | np.ndarray, pieces: int) -> np.ndarray:
     """``values`` at the knots of :func:`bent`, interpolated to its points."""
-    return np.interp(np.linspace(0, len(values) - 1, pieces + 1), np.arange(len(values)), values)
+    knots = np.asarray(values, float)
+    return np.interp(np.linspace(0, len(knots) - 1, pieces + 1), np.arange(len(knots)), knots)

@@ -73,7 +73,7 @@ def _diaphragm(
     for center, top in ((-62, dome), (64, dome - rng.uniform(6, 24))):
         radial = ((x - center) / rng.uniform(76, 88)) ** 2 + ((y + rng.uniform(4, 20)) / rng.uniform(92, 112)) ** 2
         sheets.append(top - rng.uniform(58, 84) * radial)
-    return (z - smooth_maximum(*sheets, 30) - 3 * lump) * np.float32(0.7)
+    return (z - smooth_maximum(sheets[0], sheets[1], 30) - 3 * lump) * np.float32(0.7)
 
 
 def _chest(canvas: Canvas, cavity: np.ndarray, below: np.ndarray, dome: float, rng: np.random.Generator) -> None:

@@ -242,11 +242,11 @@ def test_ellipsoids_and_tubes_have_their_volumes() -> None:
 # Command
 
 
-@pytest.mark.parametrize("kind", ["abdomen-ct", "abdomen-mr", "abdomen-mr-t1", "abdomen-mr-t2"])
+@pytest.mark.parametrize("kind", ["abdomen-ct", "abdomen-mr"])
 def test_the_command_writes_scan_truth_and_table(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["phantom", kind, "-o", str(tmp_path), "--seed", "2", "--slices", "6", "--thickness", "8", "--json"]
     assert main(words) == 0
-    report = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
     files = {Path(path).name for path in report["files"].values()}
     assert {"organs.seg.nrrd", "truth.csv"} <= files
     image = next(path for path in report["files"].values() if Path(path).name.startswith("abdomen."))
