@@ -7,6 +7,7 @@ written. Nothing here imports torch before a checkpoint is read.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Importer:
     """How published files become a bundle; their names, source and licence stand in the registry.
 
     Attributes:
-        bundle_kind: what the bundle is for: ``flow`` or ``encoder``.
+        bundle_kind: what the bundle is for: ``flow``, ``encoder`` or ``sam2``.
         description: what the networks are and take, one or two sentences.
         image: the bundle's ``image`` metadata: what the networks take.
         convert: reads the files, by role; returns the networks and further metadata.
@@ -295,6 +296,34 @@ def _convert_radimagenet(files: Mapping[str, Path]) -> tuple[Networks, dict[str,
     return {"encoder": ("resnet", {}, encoder)}, _encoder_format(224, -1, 7)
 
 
+# SAM 2.1
+
+
+def _convert_sam2(files: Mapping[str, Path], size: str) -> tuple[Networks, dict[str, Any]]:
+    from .sam2_names import to_transformers
+
+    file = files["weights"]
+    state = {f"model.{name}": value for name, value in to_transformers(_read_weights(file)).items()}
+    arguments = {"size": size}
+    network = _fill("sam2", arguments, state, file, extra_allowed=False)
+    return {"sam2": ("sam2", arguments, network)}, _encoder_format(1024, 0, 64)
+
+
+def _read_weights(file: Path) -> State:
+    """The weights of a safetensors file or a checkpoint, whatever its name ends in.
+
+    Raises:
+        GenSegError: if it is neither.
+    """
+    import safetensors
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(file)
+    except safetensors.SafetensorError:
+        return _state(read_checkpoint(file), file)
+
+
 def _encoder_format(size: int, minimum: int, features: int) -> dict[str, Any]:
     """MONAI's description of a 2D encoder that was trained on images of size x size pixels in [minimum, 1]."""
     image = {"type": "image", "format": "magnitude", "num_channels": 3, "spatial_shape": [size, size],
@@ -338,5 +367,15 @@ IMPORTERS: dict[str, Importer] = {
         image=_ENCODER_IMAGE,
         convert=_convert_radimagenet,
     ),
+    **{
+        f"sam2.1-{size}": Importer(
+            bundle_kind="sam2",
+            description="SAM 2.1 of Meta: slices of 1024 x 1024 pixels, intensities scaled to [0, 1] and three equal "
+                        "channels, with a memory of 64 channels at stride 16. A prior has to be trained for it.",
+            image=_ENCODER_IMAGE,
+            convert=functools.partial(_convert_sam2, size=size),
+        )
+        for size in ("hiera-tiny", "hiera-small", "hiera-base-plus", "hiera-large")
+    },
 }
 """What can be imported: kind -> how. The registry names the same kinds."""

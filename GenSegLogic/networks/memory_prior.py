@@ -1,4 +1,4 @@
-"""The network of DiffuSAM's prior: from image features, the slice before and an organ's name to SAM 2's memory of it."""
+"""The network of DiffuSAM's prior: image features, the slice before and an organ's name -> SAM 2's memory."""
 
 from __future__ import annotations
 

@@ -244,4 +244,4 @@ def sam2(size: str) -> Sam2:
     try:
         return Sam2(size)
     except ImportError as error:
-        raise GenSegError("SAM 2 needs the package transformers; install it with 'pip install transformers'.") from error
+        raise GenSegError("SAM 2 needs the package transformers: pip install transformers.") from error

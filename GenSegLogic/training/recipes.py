@@ -25,6 +25,8 @@ RECIPES: dict[str, str] = {
     "nodule-cnn": "GenSegLogic.training.recipes:nodule_cnn",
     "nodule-tinyvit": "GenSegLogic.training.recipes:nodule_tinyvit",
     "nodule-unet": "GenSegLogic.training.recipes:nodule_unet",
+    "organs-sam2": "GenSegLogic.training.organs:sam2",
+    "organs-prior": "GenSegLogic.training.organs:prior",
 }
 """Word on the command line -> ``module:function``."""
 

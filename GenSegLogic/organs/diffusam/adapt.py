@@ -1,15 +1,45 @@
-"""A bundle of one's own from a handful of cases: few-shot where they are labelled, source-free where they are not."""
+"""A bundle of one's own from a handful of cases: few-shot where they are labelled, source-free where they are not.
+
+The prior of a source bundle is trained on; SAM 2 stays as it is, to the bit. Ours: the augmentation, the early
+stopping, and the ways in which an ensemble of differently shown scans has to agree before it is learned from.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...bundles import Bundle
-from ...progress import Progress, silent
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ...anatomy import ORGANS
+from ...bundles import Bundle, find_bundle, load_bundle, write_bundle
+from ...errors import GenSegError
+from ...progress import Progress, part, silent
 from ...volume import Volume
+from .learning import LabelledScan, batches, loss_of
+from .models import OrganModels, organ_models
+from .prior import select_organs
+from .propagate import segment
+from .self_training import pseudo_label
+
+PAIRS = 4
+LEARNING_RATE = 6e-4
+CHECKS = 8
+"""How often the held-out case is looked at."""
+PATIENCE = 3
+"""Checks without improvement after which learning stops."""
+HELD_OUT_FROM = 3
+"""Cases needed before one of them is held out; fewer are all learned from, for the whole time."""
+ROUNDS = 2
+"""Rounds of self-training."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +48,7 @@ class Adapted:
 
     Attributes:
         networks, metadata: for :func:`GenSegLogic.bundles.write_bundle`.
-        curve: one row a validation: minutes, loss, Dice on the held-out case.
+        curve: one row a check: minutes, loss, Dice on the held-out case where there is one.
         messages: sentences for the user.
     """
 
@@ -28,8 +58,26 @@ class Adapted:
     messages: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> Bundle:
-        """Write the bundle, whole or not at all."""
-        raise NotImplementedError
+        """Write the bundle, whole or not at all.
+
+        Raises:
+            GenSegError: if ``folder`` holds something other than a bundle, or cannot be written.
+        """
+        return write_bundle(folder, {**self.metadata, "name": folder.name}, self.networks, self._card(folder.name),
+                            "Made on this computer from one's own cases; it belongs to whoever made it.\n"
+                            "It goes back to weights of the GenSeg project under Apache-2.0.\n")
+
+    def _card(self, name: str) -> str:
+        training = self.metadata["training"]
+        lines = [f"# {name}", "", self.metadata["description"], "", "Not for clinical use.", "",
+                 f"- Recipe: `{training['recipe']}`, seed {training['seed']}, {training['minutes']} minutes",
+                 f"- Source: {training['source']}", f"- Cases: {training['data']['cases']}",
+                 f"- Organs: {', '.join(self.metadata['organs'])}", ""]
+        if self.curve:
+            keys = list(self.curve[-1])
+            lines += ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
+            lines += ["| " + " | ".join(f"{row.get(key, math.nan):g}" for key in keys) + " |" for row in self.curve]
+        return "\n".join([*lines, *self.messages]) + "\n"
 
 
 def adapt(
@@ -42,7 +90,7 @@ def adapt(
     organs: Mapping[int, str] | None = None,
     device: str = "cpu",
 ) -> Adapted:
-    """Adapt the prior of ``source`` to other scans; SAM2 stays as it is.
+    """Adapt the prior of ``source`` to other scans; SAM 2 stays as it is.
 
     Args:
         cases: (scan, labels) pairs on any grid; labels None, or left unread with ``source_free``.
@@ -57,4 +105,200 @@ def adapt(
     Raises:
         GenSegError: if there is no case, labels do not lie on their scan or hold none of the organs.
     """
-    raise NotImplementedError
+    if not cases:
+        raise GenSegError("There is no case to learn from: give at least one scan.")
+    if not source_free and (missing := [image.name for image, labels in cases if labels is None]):
+        raise GenSegError(f"{missing[0]} has no labels: give them, or learn without any (source-free).")
+    models = _load(source, device)
+    began = time.monotonic()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if source_free:
+            prior, curve, messages, stated = _source_free([image for image, _ in cases], models, minutes, seed,
+                                                          progress)
+            learned = models.organs
+        else:
+            scans, learned = _labelled(cases, models, organs)
+            models = _with_organs(models, learned)
+            prior, curve, messages, stated = _few_shot(scans, models, minutes, seed, progress)
+    name = "source-free adaptation" if source_free else "few-shot adaptation"
+    spent = round((time.monotonic() - began) / 60, 1)
+    arguments = {**source.inference["networks"]["prior"], "organs": len(learned)}
+    arguments.pop("_target_")
+    metadata = {
+        **{key: source.metadata[key] for key in ("kind", "task", "image", "sam2", "licence", "commercial_use")},
+        "description": f"DiffuSAM's prior after {name} to {len(cases)} case{'s' if len(cases) > 1 else ''}.",
+        "organs": list(learned),
+        "training": {"recipe": f"genseg adapt organs{' --source-free' if source_free else ''}", "seed": seed,
+                     "minutes": spent, "source": f"{source.name} ({source.digest[:12]})",
+                     "data": {"cases": len(cases), **stated}, "curve": curve},
+        "metrics": {key: value for key, value in (curve[-1] if curve else {}).items() if key.startswith("held_out")},
+        "source": f"{name} of {source.name} on this computer",
+    }
+    return Adapted({"prior": ("memory-prior", arguments, prior.cpu())}, metadata, curve, messages)
+
+
+def _load(source: Bundle, device: str) -> OrganModels:
+    if source.kind != "organs":
+        raise GenSegError(f"{source.name} is a {source.kind}; adapting needs a bundle of kind organs.")
+    sam2 = load_bundle(find_bundle(source.metadata["sam2"]["name"]), device)
+    return organ_models(load_bundle(source, device), sam2)
+
+
+def _with_organs(models: OrganModels, names: Sequence[str]) -> OrganModels:
+    """The same models, reduced to some of their organs."""
+    indices = [models.organs.index(name) for name in names]
+    return OrganModels(models.sam2, select_organs(models.prior, indices), tuple(names), models.grid)
+
+
+# Few-shot
+
+
+def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels,
+              organs: Mapping[int, str] | None) -> tuple[list[LabelledScan], tuple[str, ...]]:
+    """Cases on the canonical grid, labelled by the organs that occur in any of them, in the models' order."""
+    numbers = organs or {organ.label: name for name, organ in ORGANS.items()}
+    placed = []
+    for image, labels in cases:
+        assert labels is not None  # checked by adapt
+        if labels.shape != image.shape or not np.allclose(labels.affine, image.affine, atol=1e-2):
+            raise GenSegError(f"{labels.name} does not lie on the grid of {image.name}: their sizes or positions "
+                              "differ; save the labels on the scan's own grid.")
+        placed.append((models.grid.apply(image).voxels, models.grid.apply_labels(labels, image)))
+    there = {numbers[int(value)] for _, labels in placed for value in np.unique(labels) if int(value) in numbers}
+    learned = tuple(name for name in models.organs if name in there)
+    if not learned:
+        raise GenSegError(f"The labels of {cases[0][0].name} hold none of the organs that {', '.join(models.organs)} "
+                          "name; is the numbering another one?")
+    scans = []
+    for voxels, labels in placed:
+        own = np.zeros_like(labels)
+        for value, name in numbers.items():
+            if name in learned:
+                own[labels == value] = 1 + learned.index(name)
+        scans.append(LabelledScan((voxels,), own, np.ones((len(own), len(learned)), np.uint8)))
+    return scans, learned
+
+
+def _few_shot(scans: list[LabelledScan], models: OrganModels, minutes: float, seed: int, progress: Progress):
+    """Returns the prior, the curve, sentences, and facts for the metadata."""
+    held_out = scans[-1] if len(scans) >= HELD_OUT_FROM else None
+    learned = scans if held_out is None else scans[:-1]
+    check = None if held_out is None else lambda prior: mean_dice(models, prior, held_out)
+    prior, curve, stopped = _train(models, batches(learned, PAIRS, seed, strength=1.2), minutes, progress, check)
+    messages = ["With fewer than three cases, all are learned from and none is held out to tell when to stop."]
+    if held_out is not None:
+        best = max(row["held_out_dice"] for row in curve)
+        messages = [f"On the case that was held out, the mean Dice is {best:.2f}"
+                    + (", and learning stopped early because it no longer rose." if stopped else ".")]
+    return prior, curve, messages, {"held_out": 0 if held_out is None else 1}
+
+
+def mean_dice(models: OrganModels, prior: nn.Module, scan: LabelledScan) -> float:
+    """Mean Dice over the organs that are in a labelled scan, from one member at two steps."""
+    current = OrganModels(models.sam2, prior, models.organs, models.grid)  # type: ignore[arg-type]
+    volume = Volume(_voxels(scan.images[0]), np.eye(4), "held-out case")
+    found = segment(volume, current, models.organs, steps=2, samples=1).probabilities
+    scores = []
+    for place, name in enumerate(models.organs):
+        truth = scan.labels == place + 1
+        if truth.any():
+            mask = found[name] > 0.5
+            scores.append(2 * float((mask & truth).sum()) / float(mask.sum() + truth.sum()))
+    return float(np.mean(scores)) if scores else 0.0
+
+
+def _voxels(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
+
+
+# Source-free
+
+
+def _source_free(images: Sequence[Volume], models: OrganModels, minutes: float, seed: int, progress: Progress):
+    """Returns the prior, the curve, sentences, and facts for the metadata."""
+    volumes = [models.grid.apply(image) for image in images]
+    curve: list[dict[str, float]] = []
+    current, kept, total = models, 0, 0
+    spent = 0.0
+    for number in range(ROUNDS):
+        began = time.monotonic()
+        share = part(progress, number / ROUNDS, (number + 0.3) / ROUNDS)
+        scans = []
+        for index, volume in enumerate(volumes):
+            share(index / len(volumes), f"round {number + 1}: asking the ensemble, scan {index + 1}")
+            scans.append(pseudo_label(volume, current, torch.Generator().manual_seed(seed + 100 * number + index),
+                                      wide=number == 0))
+        kept = sum(int(scan.known.sum()) for scan in scans)
+        total = sum(scan.known.size for scan in scans)
+        if not any(scan.known.any() and scan.labels.any() for scan in scans):
+            return (current.prior, curve, ["The ensemble agreed on nothing in these scans, so nothing was learned; "
+                                           "label a case or two instead."], {"agreed": 0.0})
+        spent += (time.monotonic() - began) / 60
+        left = max((minutes - spent) / (ROUNDS - number), 0.1 * minutes)
+        prior, rows, _ = _train(current, batches(scans, PAIRS, seed + number, strength=1.0), left,
+                                part(progress, (number + 0.3) / ROUNDS, (number + 1) / ROUNDS), None)
+        spent += left
+        curve += [{"round": number + 1, **row} for row in rows]
+        current = OrganModels(models.sam2, prior, models.organs, models.grid)
+    agreed = kept / max(total, 1)
+    sentence = f"The ensemble agreed on {100 * agreed:.0f} % of all pairs of a slice and an organ; these were learned."
+    return current.prior, curve, [sentence], {"agreed": round(agreed, 3)}
+
+
+# Training
+
+
+def _train(models: OrganModels, source: Iterator[dict[str, Tensor]], minutes: float, progress: Progress,
+           check: Callable[[nn.Module], float] | None):
+    """Train on a copy of the prior with a cosine schedule and averaged weights; best of the checks, else the last.
+
+    Returns:
+        The prior, the curve, and whether it stopped early.
+    """
+    device = next(models.prior.parameters()).device
+    prior = copy.deepcopy(models.prior).train().requires_grad_(True)
+    averaged = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=LEARNING_RATE, weight_decay=1e-2, betas=(0.9, 0.98))
+    bfloat16 = _is_fast_in_bfloat16(device)
+    curve: list[dict[str, float]] = []
+    best: tuple[float, dict[str, Tensor]] | None = None
+    spent, running, stale = 0.0, 0.0, 0
+    while spent < minutes and stale < PATIENCE:
+        began = time.monotonic()
+        fraction = spent / minutes
+        rate = LEARNING_RATE * min(20 * fraction + 0.05, 1.0) * 0.5 * (1 + math.cos(math.pi * fraction))
+        for group in optimizer.param_groups:
+            group["lr"] = max(rate, 0.01 * LEARNING_RATE)
+        batch = {name: value.to(device) for name, value in next(source).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss = loss_of(prior, models.sam2, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        optimizer.step()
+        averaged.update_parameters(prior)
+        running = float(loss.detach()) if running == 0.0 else 0.95 * running + 0.05 * float(loss.detach())
+        spent += (time.monotonic() - began) / 60
+        progress(min(spent / minutes, 1.0), f"Learning, loss {running:.3f}")
+        if len(curve) < int(CHECKS * spent / minutes):
+            row = {"minutes": round(spent, 2), "loss": round(running, 4)}
+            if check is not None:
+                averaged.eval()
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    row["held_out_dice"] = round(check(averaged.module), 4)
+                improved = best is None or row["held_out_dice"] > best[0]
+                stale = 0 if improved else stale + 1
+                if improved:
+                    best = (row["held_out_dice"], copy.deepcopy(averaged.module.state_dict()))
+            curve.append(row)
+    result = averaged.module.eval().requires_grad_(False)
+    if best is not None:
+        result.load_state_dict(best[1])
+    return result, curve, stale >= PATIENCE
+
+
+def _is_fast_in_bfloat16(device: torch.device) -> bool:
+    from ...engine import precision
+
+    return precision(device) == torch.bfloat16

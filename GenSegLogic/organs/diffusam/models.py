@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ...errors import GenSegError
+from ...networks.memory_prior import MemoryPrior
 from ...networks.sam2 import Features, Sam2
 from .canonical import CanonicalGrid
-from ...networks.memory_prior import MemoryPrior
 
 if TYPE_CHECKING:
     from ...bundles.weights import LoadedBundle

@@ -6,6 +6,8 @@ x_t = (1 - t) z + t eps, and from an estimate of z follows the velocity v = (z -
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from ...flow.interpolant import interpolant, times
 from ...flow.samplers import euler
 from ...networks.memory_prior import FINE, Context, MemoryPrior
-from ...networks.sam2 import MEMORY_CHANNELS, Features, Sam2
+from ...networks.sam2 import Features, Sam2
 
 DROP_PREVIOUS = 0.2
 """Part of the training in which the slice before is not known."""
@@ -148,4 +150,17 @@ def new_prior(sam2: Sam2, organs: int) -> tuple[MemoryPrior, dict[str, int]]:
     return MemoryPrior(**arguments), arguments
 
 
-__all__ = ["FINE", "MEMORY_CHANNELS", "blur_masks", "mask_loss", "new_prior", "prior_loss", "readout_loss", "sample"]
+def select_organs(prior: MemoryPrior, indices: Sequence[int]) -> MemoryPrior:
+    """The same prior for some of its organs, in the order given."""
+    chosen = torch.tensor(indices)
+    state = dict(prior.state_dict())
+    # The read-out has FINE x FINE channels an organ, as the pixel shuffle wants them.
+    blocks = (chosen[:, None] * FINE**2 + torch.arange(FINE**2)).flatten()
+    for name in ("organ.weight", "presence.2.weight", "presence.2.bias", "readout_high.weight", "readout_high.bias"):
+        state[name] = state[name][chosen.to(state[name].device)]
+    for name in ("readout.weight", "readout.bias"):
+        state[name] = state[name][blocks.to(state[name].device)]
+    width, denoiser_width = prior.from_low.out_channels, prior.entry.out_channels
+    smaller = MemoryPrior(prior.from_low.in_channels, len(indices), width, denoiser_width)
+    smaller.load_state_dict(state)
+    return smaller.to(prior.mean.device).eval()

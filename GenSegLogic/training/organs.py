@@ -1,0 +1,140 @@
+"""The recipes ``genseg train organs-sam2`` and ``genseg train organs-prior``: from nothing to bundles with their cards.
+
+Both work in ``<output>.work`` beside their bundles, where an interrupted run goes on, and share the phantoms in
+``abdomen-phantoms`` beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ..anatomy import ORGANS
+from ..bundles import Bundle, find_bundle, load_bundle, write_bundle
+from ..bundles.bundle import METADATA_PATH
+from ..errors import GenSegError
+from ..progress import Progress, part
+from .organs_data import GRIDS, LOOKS, draw_cases, load_scans
+
+PHANTOMS, HELD_OUT = 120, 6
+DRAWING_SHARE = 0.12
+"""Part of the time that drawing phantoms may take."""
+SAM2_BUNDLE = "abdomen-sam2"
+PRIOR_BUNDLES = {"CT": "abdomen-ct", "MR": "abdomen-mr"}
+SOURCE = "trained by this project on procedural phantoms; no published weights and no patient were used"
+
+
+def sam2(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The small SAM 2."""
+    from . import organs_sam2 as recipe
+
+    train, held_out, left = _phantoms(output, minutes, seed, progress)
+    work = output.with_name(output.name + ".work")
+    network, curve = recipe.fit(load_scans(train, LOOKS), load_scans(held_out, LOOKS), work, left, seed,
+                                part(progress, DRAWING_SHARE, 1))
+    write_sam2(output, network, curve, seed, left, len(train))
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def prior(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The priors of CT and MR, as the bundles ``abdomen-ct`` and ``abdomen-mr`` in the folder ``output``.
+
+    Raises:
+        GenSegError: if there is no bundle ``abdomen-sam2``, neither beside ``output`` nor among those installed.
+    """
+    from . import organs_prior as recipe
+
+    beside = output.with_name(SAM2_BUNDLE)
+    sam2_bundle = find_bundle(beside if (beside / METADATA_PATH).is_file() else SAM2_BUNDLE)
+    if sam2_bundle.kind != "sam2":
+        raise GenSegError(f"{sam2_bundle.folder} is a {sam2_bundle.kind}, but the priors need a bundle of kind sam2.")
+    network = load_bundle(sam2_bundle).networks["sam2"]
+    train, held_out, left = _phantoms(output, minutes, seed, progress)
+    for number, (modality, name) in enumerate(PRIOR_BUNDLES.items()):
+        work = output.with_name(f"{output.name}-{modality.lower()}.work")
+        share = part(progress, DRAWING_SHARE + (1 - DRAWING_SHARE) * number / 2,
+                     DRAWING_SHARE + (1 - DRAWING_SHARE) * (number + 1) / 2)
+        looks = recipe.LOOKS[modality]
+        trained, arguments, curve = recipe.fit(network, modality, load_scans(train, looks),
+                                               load_scans(held_out, looks), work, left / 2, seed, share)
+        write_prior(output / name, modality, trained, arguments, sam2_bundle, curve, seed, left / 2, len(train))
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _phantoms(output: Path, minutes: float, seed: int, progress: Progress) -> tuple[list[Path], list[Path], float]:
+    """Files of the phantoms to learn from and of those held out, and the minutes that are left."""
+    began = time.monotonic()
+    folder = output.with_name("abdomen-phantoms")
+    held_out = draw_cases(folder / "held-out", HELD_OUT, 1000 * seed, "held-out", 0.2 * DRAWING_SHARE * minutes,
+                          part(progress, 0, 0.2 * DRAWING_SHARE))
+    train = draw_cases(folder / "train", PHANTOMS, 1000 * seed, "train", 0.8 * DRAWING_SHARE * minutes,
+                       part(progress, 0.2 * DRAWING_SHARE, DRAWING_SHARE))
+    return train, held_out, max(minutes - (time.monotonic() - began) / 60, 0.2 * minutes)
+
+
+def write_sam2(folder: Path, network: Any, curve: list[dict[str, float]], seed: int, minutes: float,
+               phantoms: int) -> Bundle:
+    """Write the bundle of kind ``sam2``."""
+    from .organs_sam2 import SIZE
+
+    image = {"modality": "any", "window_hu": None, "spacing_mm": None, "orientation": "LPS"}
+    description = ("A small SAM 2 for slices of the abdomen: 160 pixels, memory at stride 8; encode, remember, decode, "
+                   "and clicks and boxes. Trained on phantoms in CT, MR and random contrasts.")
+    metadata = _metadata("sam2", description, image, "organs-sam2", curve, seed, minutes, phantoms, LOOKS)
+    return _write(folder, metadata, {"sam2": ("sam2", {"size": SIZE}, network)})
+
+
+def write_prior(folder: Path, modality: str, network: Any, arguments: dict[str, int], sam2_bundle: Bundle,
+                curve: list[dict[str, float]], seed: int, minutes: float, phantoms: int) -> Bundle:
+    """Write a bundle of kind ``organs``."""
+    from .organs_prior import LOOKS as MODALITY_LOOKS
+
+    looks = MODALITY_LOOKS[modality]
+    image = GRIDS[looks[0]].to_metadata(modality)
+    description = (f"DiffuSAM's diffusion prior for {modality} of the abdomen: thirteen organs without a prompt, "
+                   f"through the frozen {sam2_bundle.name}.")
+    metadata = _metadata("organs", description, image, "organs-prior", curve, seed, minutes, phantoms, looks)
+    metadata |= {"organs": list(ORGANS), "looks": list(looks),
+                 "sam2": {"name": sam2_bundle.name, "digest": sam2_bundle.digest}}
+    return _write(folder, metadata, {"prior": ("memory-prior", arguments, network)})
+
+
+def _metadata(kind: str, description: str, image: dict[str, Any], recipe: str, curve: list[dict[str, float]],
+              seed: int, minutes: float, phantoms: int, looks: tuple[str, ...]) -> dict[str, Any]:
+    last = curve[-1] if curve else {}
+    return {
+        "kind": kind, "task": "segmentation", "description": description, "image": image,
+        "training": {
+            "recipe": f"genseg train {recipe}", "seed": seed, "minutes": round(minutes, 1), "curve": curve,
+            "data": {"phantoms": f"{phantoms} procedural abdomens of GenSegLogic.phantoms, split 'train', no patient",
+                     "looks": list(looks)},
+        },
+        "metrics": {name: value for name, value in last.items() if name.startswith("validation")},
+        "licence": "Apache-2.0", "commercial_use": True, "source": SOURCE,
+    }
+
+
+def _write(folder: Path, metadata: dict[str, Any], networks: dict[str, Any]) -> Bundle:
+    licence = Path(__file__).resolve().parents[2] / "LICENSE"
+    text = licence.read_text() if licence.exists() else "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0\n"
+    metadata = {**metadata, "name": folder.name}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return write_bundle(folder, metadata, networks, _card(metadata), text)
+
+
+def _card(metadata: dict[str, Any]) -> str:
+    """The model card, Markdown."""
+    training = metadata["training"]
+    curve = training["curve"]
+    lines = [
+        f"# {metadata['name']}", "", metadata["description"], "", "Not for clinical use.", "",
+        f"- Recipe: `{training['recipe']}`, seed {training['seed']}, {training['minutes']} minutes of training",
+        f"- Data: {training['data']['phantoms']}; looks: {', '.join(training['data']['looks'])}",
+        f"- Licence: {metadata['licence']}; commercial use allowed", "",
+    ]
+    if curve:
+        lines += ["| " + " | ".join(curve[0]) + " |", "|" + " --- |" * len(curve[0]),
+                  *["| " + " | ".join(f"{value:g}" for value in row.values()) + " |" for row in curve]]
+    return "\n".join(lines) + "\n"
