@@ -154,8 +154,8 @@ def _grid(
     affine = np.eye(4)
     affine[:3, :3] = rotation((oblique, 0, oblique / 2)) * spacing[::-1]
     length = slices * spacing[0]
-    # Short scans hold the organs' middle; long ones begin above the liver or go on below the kidneys.
-    middle = 55 + rng.uniform(-0.5, 0.5) * min(max(length - 170.0, 20.0), 90.0)
+    # Long scans begin near the dome of the diaphragm; short ones hold some of the organs' middle.
+    middle = rng.uniform(130, 195) - length / 2 if length > 200 else 55 + rng.uniform(-30, 30)
     center = np.array([rng.normal(0, 5), rng.normal(0, 8), middle])
     index = (np.array([size, size, slices]) - 1) / 2
     affine[:3, 3] = center - affine[:3, :3] @ index
@@ -209,7 +209,7 @@ def _beside(canvas: Canvas, rng: np.random.Generator) -> None:
         if not present:
             continue
         line = np.array([(*place, -200), (place[0], place[1] + 10, 240)])
-        window, distance, _ = canvas.tube(line, np.full(2, 42.0))
+        window, distance = canvas.tube(line, np.full(2, 42.0))
         free = allowed_in(canvas, window, Tissue.AIR)
         for depth, tissue in ((0, Tissue.SKIN), (2, Tissue.FAT_UNDER_SKIN), (10, Tissue.MUSCLE),
                               (32, Tissue.CORTICAL_BONE), (36, Tissue.MARROW)):

@@ -43,8 +43,8 @@ def _gut(
     canvas: Canvas, frame: Frame, points: np.ndarray, radii: np.ndarray, wall: float, content: Tissue, gas: float,
     wall_tissue: Tissue, label: int = 0, flat: float = 1.0,
 ) -> None:
-    """A hollow tube; gas gathers in front, above the level ``gas`` in units of the radius (-1 or less: none)."""
-    window, distance, height = canvas.tube(points, radii, 4.0, flat)
+    """A hollow tube; gas gathers in front: down to the level ``gas``, -1 at its front (none), 1 at its back (all)."""
+    window, distance = canvas.tube(points, radii, 4.0, flat)
     distance = distance + 1.6 * canvas.lumps[3][window]
     inside = (distance < 0) & (frame.cavity[window] < -1.5) & (frame.below[window] < -1.2)
     if not label:
@@ -52,7 +52,10 @@ def _gut(
     canvas.paint(window, inside, wall_tissue, label)
     hollow = inside & (distance < -wall)
     canvas.paint(window, hollow, content, label)
-    canvas.paint(window, hollow & (height < gas), Tissue.GAS, label)
+    front, back = float((points[:, 1] - radii).min()), float((points[:, 1] + radii).max())
+    if gas > -1:
+        level = front + 0.5 * (gas + 1) * (back - front)
+        canvas.paint(window, hollow & (canvas.y[window] < level), Tissue.GAS, label)
 
 
 def _pulse(count: int, rng: np.random.Generator, depth: float = 0.15) -> np.ndarray:

@@ -47,15 +47,15 @@ def bspline_field(axes: Sequence[np.ndarray], step: float, rng: np.random.Genera
 def expand(half: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """A field given at every other voxel along j and i, interpolated linearly to all voxels of ``shape``."""
     for axis in (1, 2):
-        swapped = np.swapaxes(half, 0, axis)
-        full = np.empty((shape[axis], *swapped.shape[1:]), np.float32)
-        full[0::2] = swapped
-        between = 0.5 * (swapped[:-1] + swapped[1:])
-        full[1 : 2 * len(between) : 2] = between
+        full = np.empty((*half.shape[:axis], shape[axis], *half.shape[axis + 1 :]), np.float32)
+        before = (slice(None),) * axis
+        full[(*before, slice(0, None, 2))] = half
+        between = 0.5 * (half[(*before, slice(None, -1))] + half[(*before, slice(1, None))])
+        full[(*before, slice(1, 2 * between.shape[axis], 2))] = between
         if shape[axis] % 2 == 0:
-            full[-1] = swapped[-1]
-        half = np.swapaxes(full, 0, axis)
-    return np.ascontiguousarray(half)
+            full[(*before, -1)] = half[(*before, -1)]
+        half = full
+    return half
 
 
 def smooth_maximum(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
@@ -146,7 +146,7 @@ class Canvas:
 
     def tube(
         self, points: np.ndarray, radii: np.ndarray, margin: float = 0.0, flat: float = 1.0
-    ) -> tuple[Window, np.ndarray, np.ndarray]:
+    ) -> tuple[Window, np.ndarray]:
         """A tube of varying radius through ``points`` (n, 3) in mm.
 
         Args:
@@ -156,14 +156,12 @@ class Canvas:
             flat: factor on its extent along y (0.7: flattened from front to back).
 
         Returns:
-            Window, signed distance in mm (1e3 far away), and the height above the centre line (towards the back
-            positive) in units of the radius.
+            Window and signed distance in mm (1e3 far away).
         """
         points, radii = np.asarray(points, np.float32), np.asarray(radii, np.float32)
         largest = float(radii.max()) + margin
         window = self.window(points.min(0) - largest, points.max(0) + largest)
-        shape = self.x[window].shape
-        distance, height = np.full(shape, 1e3, np.float32), np.zeros(shape, np.float32)
+        distance = np.full(self.x[window].shape, 1e3, np.float32)
         stretch = np.float32(1 / flat)
         for a, b, radius_a, radius_b in zip(points[:-1], points[1:], radii[:-1], radii[1:], strict=True):
             reach = max(radius_a, radius_b) + margin
@@ -180,10 +178,8 @@ class Canvas:
             z -= along * direction[2]
             radius = radius_a + along * (radius_b - radius_a)
             found = np.sqrt(x * x + y * y + z * z) - radius
-            nearer = found < distance[here]
-            distance[here][nearer] = found[nearer]
-            height[here][nearer] = (y / radius)[nearer]
-        return window, distance, height
+            np.minimum(distance[here], found, out=distance[here])
+        return window, distance
 
 
 def bent(points: Sequence[ArrayLike] | np.ndarray, pieces: int) -> np.ndarray:

@@ -53,28 +53,28 @@ def _great_vessels(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> No
     radius = rng.uniform(7.5, 12.5)
     bow = rng.normal(0, 4)
     points = np.array([(2, 14, -95), (6 + bow, 8, -40), (8 + bow, 6, 20), (10, 10, 80), (16, 20, 140), (22, 26, 260)])
-    window, distance, _ = canvas.tube(bent(points, 14), along([0.85, 0.9, 1, 1.05, 1.15, 1.2], 14) * radius)
+    window, distance = canvas.tube(bent(points, 14), along([0.85, 0.9, 1, 1.05, 1.15, 1.2], 14) * radius)
     # The crura of the diaphragm flank the aorta in front of the spine.
     for side in (-1, 1):
         crus = bent([(8 + side * 12, 26, 0), (10 + side * 16, 20, 50), (10 + side * 18, 12, frame.dome - 50)], 6)
-        part, gap, _ = canvas.tube(crus, along([3, 6, 5], 6))
+        part, gap = canvas.tube(crus, along([3, 6, 5], 6))
         canvas.paint(part, (gap < 0) & (frame.below[part] < 0), Tissue.CRUS)
     canvas.paint(window, distance < 0, Tissue.VESSEL_WALL, LABEL["aorta"])
     canvas.paint(window, distance < -1.2, Tissue.AORTA, LABEL["aorta"])
     for side in (-1, 1):  # iliac arteries and veins
         for tissue, x, y, size in ((Tissue.ARTERY, 2, 12, 5.0), (Tissue.VEIN, -16, 18, 6.5)):
             line = bent([(x, y, -98), (x + side * 20, y + 6, -130), (side * 48, y + 14, -170)], 5)
-            part, gap, _ = canvas.tube(line, np.full(6, size))
+            part, gap = canvas.tube(line, np.full(6, size))
             canvas.paint(part, gap < 0, tissue)
     mesenteric = bent([(8, -6, 30), (8, -20, 0), (4, -30, -60), (-10, -34, -100)], 8)
     for offset, tissue, size in ((0, Tissue.ARTERY, 3.4), (-12, Tissue.VEIN, 5.0)):
-        part, gap, _ = canvas.tube(mesenteric + np.array([offset, 0, 0]), along([1, 1, 0.7], 8) * size)
+        part, gap = canvas.tube(mesenteric + np.array([offset, 0, 0]), along([1, 1, 0.7], 8) * size)
         canvas.paint(part, gap < 0, tissue)
     # Oesophagus, from behind the heart to the stomach.
     entry = frame.dome - rng.uniform(44, 58)
     line = bent([(8, 16, frame.dome + 110), (10, 12, frame.dome + 20), (18, 6, entry + 22), (38, 4, entry)], 10)
     size = rng.uniform(6.5, 9.5)
-    part, gap, _ = canvas.tube(line, np.full(11, size), flat=rng.uniform(0.7, 1.0))
+    part, gap = canvas.tube(line, np.full(11, size), flat=rng.uniform(0.7, 1.0))
     canvas.paint(part, (gap < 0) & (canvas.label[part] != LABEL["stomach"]), Tissue.OESOPHAGUS, LABEL["esophagus"])
     if rng.random() < 0.4:
         canvas.paint(part, (gap < -0.6 * size) & (canvas.label[part] == LABEL["esophagus"]), Tissue.GAS,
@@ -85,7 +85,7 @@ def _vena_cava(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> None:
     radius, bow = rng.uniform(8, 13), rng.normal(0, 3)
     points = np.array([(-16, 16, -95), (-20 + bow, 10, -30), (-22 + bow, 6, 30), (-24, 2, frame.dome - 70),
                        (-20, -6, frame.dome - 25), (-12, -18, frame.dome + 25)])
-    window, distance, _ = canvas.tube(bent(points, 12), along([0.9, 1, 1, 1.1, 1.2, 1.2], 12) * radius,
+    window, distance = canvas.tube(bent(points, 12), along([0.9, 1, 1, 1.1, 1.2, 1.2], 12) * radius,
                                       flat=rng.uniform(0.6, 1.0))
     canvas.paint(window, (distance < 0) & (canvas.label[window] != LABEL["aorta"]), Tissue.VENA_CAVA,
                  LABEL["inferior_vena_cava"])
@@ -97,7 +97,7 @@ def _pancreas(canvas: Canvas, vary: Variation, rng: np.random.Generator) -> None
     points = np.array([(-32, -14, 4), (-28, -22, 20), (-6, -34, 26), (20, -28, 28 + 0.5 * rise), (48, -6, 30 + rise),
                        (76, 16, 34 + rise)]) + shift
     radii = along(np.array([10, 14, 9, 9, 10, 8]) * size * rng.uniform(0.8, 1.15), 14)
-    window, distance, _ = canvas.tube(bent(points, 14), radii, 4)
+    window, distance = canvas.tube(bent(points, 14), radii, 4)
     distance = distance + 2.2 * canvas.lumps[4][window]
     canvas.paint(window, distance < 0, Tissue.PANCREAS, LABEL["pancreas"])
 
@@ -110,7 +110,7 @@ def _portal_system(canvas: Canvas, frame: Frame, rng: np.random.Generator) -> No
     splenic = [join, join + np.array([26, -4, 10]), (52, 6, 56 + rng.normal(0, 6)), (78, 22, 66 + rng.normal(0, 6))]
     lines.append((bent(splenic, 10), along([0.8, 0.7, 0.62, 0.5], 10) * radius))
     for line, radii in lines:
-        window, distance, _ = canvas.tube(line, radii)
+        window, distance = canvas.tube(line, radii)
         canvas.paint(window, distance < 0, Tissue.PORTAL_VEIN, LABEL["portal_vein"])
 
 
@@ -121,7 +121,7 @@ def _liver(canvas: Canvas, frame: Frame, vary: Variation, rng: np.random.Generat
     _, size = _place(vary, rng)
     depth = rng.uniform(128, 170) * size
     slope, tip = rng.uniform(0.32, 0.55), rng.uniform(45, 110)
-    behind = rng.uniform(0.1, 0.5)
+    behind = rng.uniform(0.0, 0.38)
     floor = frame.dome - depth + slope * np.maximum(x + 130, 0) + behind * y + 7 * canvas.lumps[1][window]
     floor = floor + 2.0 * np.maximum(x - tip, 0)
     distance = smooth_maximum((floor - z) * 0.7, frame.below[window] + 0.8, 4)
@@ -164,12 +164,12 @@ def _kidney(canvas: Canvas, frame: Frame, side: int, vary: Variation, rng: np.ra
     shift, size = _place(vary, rng)
     absent = rng.random() < vary.no_kidney
     height = rng.uniform(-22, 18) + (-10 if side < 0 else 4)
-    center = np.array([side * rng.uniform(60, 74), rng.uniform(38, 54), height]) + shift * [0.6, 0.6, 1]
+    center = np.array([side * rng.uniform(60, 74), rng.uniform(34, 50), height]) + shift * [0.6, 0.6, 1]
     radii = np.array([rng.uniform(26, 32), rng.uniform(25, 31), rng.uniform(47, 60)]) * size
     tilt = (rng.uniform(-18, 4), side * rng.uniform(4, 20), side * rng.uniform(15, 50))
     shell = rng.uniform(1, 4) + 8 * frame.fatness
     window, distance, local = canvas.ellipsoid(center, radii, tilt, shell + 4)
-    distance = distance + 1.2 * canvas.lumps[3][window]
+    distance = smooth_maximum(distance + 1.2 * canvas.lumps[3][window], frame.cavity[window] + 1.5, 14)
     allowed = ~allowed_in(canvas, window, Tissue.CORTICAL_BONE, Tissue.MARROW, Tissue.CANAL, Tissue.DISC,
                           Tissue.AORTA, Tissue.VESSEL_WALL, Tissue.LUNG, Tissue.CRUS)
     allowed &= frame.cavity[window] < -1.5
@@ -194,7 +194,7 @@ def _kidney(canvas: Canvas, frame: Frame, side: int, vary: Variation, rng: np.ra
         for tissue, target, width in ((Tissue.VEIN, (-20, 6), 4.5), (Tissue.ARTERY, (6, 8), 2.8)):
             end = np.array([*target, hilum[2] + 6])
             halfway = (hilum + end) / 2 - np.array([0, 6, 0])
-            part, gap, _ = canvas.tube(bent([hilum, halfway, end], 5), np.full(6, width))
+            part, gap = canvas.tube(bent([hilum, halfway, end], 5), np.full(6, width))
             canvas.paint(part, (gap < 0) & allowed_in(canvas, part, Tissue.FAT), tissue)
         for _ in range(int(rng.integers(1, 4)) if rng.random() < vary.lesions else 0):
             direction = rng.standard_normal(3)
@@ -202,7 +202,7 @@ def _kidney(canvas: Canvas, frame: Frame, side: int, vary: Variation, rng: np.ra
             part, gap, _ = canvas.ellipsoid(place, np.full(3, rng.uniform(4, 13)))
             canvas.paint(part, (gap < 0) & (canvas.label[part] != LABEL["liver"]), Tissue.CYST)
         ureter = bent([hilum + np.array([-side * 4, 2, -12]), (side * 34, 16, -60), (side * 36, 4, -110)], 5)
-        part, gap, _ = canvas.tube(ureter, np.full(6, 2.2))
+        part, gap = canvas.tube(ureter, np.full(6, 2.2))
         canvas.paint(part, (gap < 0) & allowed_in(canvas, part, Tissue.FAT), Tissue.URINE)
     _adrenal(canvas, frame, side, center, radii, name, rng)
 
@@ -240,7 +240,7 @@ def _liver_vessels(
         tree = grow(root, chosen, rng, piece_mm=22.0)
         tubes = tree.capsules(rng.uniform(0.85, 1.25), minimum_leaves=2)
         for a, b, first, last in zip(tubes.start, tubes.end, tubes.radius_start, tubes.radius_end, strict=True):
-            part, gap, _ = canvas.tube(np.stack([a, b]), np.array([first, last]))
+            part, gap = canvas.tube(np.stack([a, b]), np.array([first, last]))
             canvas.paint(part, (gap < 0) & (canvas.label[part] == LABEL["liver"]), tissue, LABEL["liver"])
     for place in targets[: int(rng.integers(1, 7)) if rng.random() < vary.lesions else 0]:
         tissue = Tissue.LESION if rng.random() < 0.6 else Tissue.CYST
@@ -256,7 +256,7 @@ def _gallbladder(canvas: Canvas, frame: Frame, vary: Variation, rng: np.random.G
     base = np.array([-52, -46, frame.dome - rng.uniform(110, 128)]) + shift * 1.5
     neck = np.array([-38, -22, frame.dome - 92.0]) + shift
     radius = rng.uniform(9, 18) * size
-    window, distance, _ = canvas.tube(bent([base, base * 0.6 + neck * 0.4, neck], 5), along([0.95, 1, 0.3], 5) * radius)
+    window, distance = canvas.tube(bent([base, base * 0.6 + neck * 0.4, neck], 5), along([0.95, 1, 0.3], 5) * radius)
     inside = (distance < 0) & (frame.cavity[window] < -2)
     inside &= ~allowed_in(canvas, window, Tissue.PORTAL_VEIN, Tissue.CORTEX, Tissue.MEDULLA)
     canvas.paint(window, inside, Tissue.BILE, LABEL["gallbladder"])

@@ -39,9 +39,9 @@ def paint_frame(canvas: Canvas, fatness: float, rng: np.random.Generator) -> Fra
     u = np.abs(x) / (half_width * (1 + waist * low))
     v = np.abs(y) / np.where(y < 0, front * (1 + belly * low), back)
     wall = ((u**power + v**power) ** (1 / power) - 1) * np.float32(0.5 * (half_width + back))
-    wall *= np.where(u > v, 1.12, 0.82)  # roughly a distance on both sides and at the front
+    wall *= 0.82 + 0.3 * np.clip(2 * (u - v) + 0.5, 0, 1)  # roughly a distance at the sides and in front
     wall += np.exp(-((x / rng.uniform(14, 22)) ** 2)) * (y > 0) * rng.uniform(2, 12)  # the furrow of the back
-    side = rng.uniform(0.5, 1.1) * (y > 0) + rng.uniform(0.5, 1.2) * (y < 0)
+    side = rng.uniform(0.5, 1.2) + rng.uniform(-0.5, 0.5) * np.clip(y / 80 + 0.5, 0, 1)
     fat = (3 + rng.uniform(20, 34) * fatness) * (0.55 + 0.5 * side + rng.uniform(0, 0.5) * low)
     behind = np.clip(y / back, 0, 1) ** 2
     thickness = rng.uniform(8, 13) + rng.uniform(0, 4) * low + rng.uniform(9, 16) * behind
@@ -105,16 +105,16 @@ def _muscles(canvas: Canvas, rng: np.random.Generator) -> None:
     bulk = rng.uniform(0.8, 1.2)
     for side in (-1, 1):
         psoas = bent([(side * 22, 36, 40), (side * 34, 36, -10), (side * 44, 28, -70), (side * 56, 8, -150)], 8)
-        window, distance, _ = canvas.tube(psoas, along([6, 15 * bulk, 22 * bulk, 23 * bulk], 8))
+        window, distance = canvas.tube(psoas, along([6, 15 * bulk, 22 * bulk, 23 * bulk], 8))
         canvas.paint(window, distance < 0, Tissue.MUSCLE)
         quadratus = bent([(side * 60, 68, 30), (side * 68, 68, -40), (side * 78, 64, -120)], 6)
-        window, distance, _ = canvas.tube(quadratus, along([9, 18 * bulk, 16 * bulk], 6), flat=0.55)
+        window, distance = canvas.tube(quadratus, along([9, 18 * bulk, 16 * bulk], 6), flat=0.55)
         canvas.paint(window, distance < 0, Tissue.MUSCLE)
         back = bent([(side * 28, 80, 240), (side * 36, 82, 20), (side * 34, 82, -160)], 6)
-        window, distance, _ = canvas.tube(back, along([25, 35 * bulk, 33 * bulk], 6), flat=0.72)
+        window, distance = canvas.tube(back, along([25, 35 * bulk, 33 * bulk], 6), flat=0.72)
         canvas.paint(window, (distance < 0) & (canvas.tissue[window] != Tissue.AIR), Tissue.MUSCLE)
         cleft = bent([(side * 28, 84, 240), (side * 36, 84, 0), (side * 34, 86, -160)], 4)
-        window, distance, _ = canvas.tube(cleft, np.full(5, rng.uniform(1.0, 2.2)), flat=rng.uniform(2, 4))
+        window, distance = canvas.tube(cleft, np.full(5, rng.uniform(1.0, 2.2)), flat=rng.uniform(2, 4))
         if rng.random() < 0.5:
             canvas.paint(window, distance < 0, Tissue.FAT)
 
@@ -168,12 +168,12 @@ def _ribs(
             y = np.where(cosine > 0, back - depth - 8, front - depth) * cosine * unit
             z = z_back - drop * angles / 2.5 + rng.uniform(-3, 3)
             points = np.stack([x, y, z], 1)
-            window, distance, _ = canvas.tube(points, np.full(16, size), flat=0.85)
+            window, distance = canvas.tube(points, np.full(16, size), flat=0.85)
             canvas.paint(window, distance < 0, Tissue.CORTICAL_BONE)
             canvas.paint(window, distance < -1.8, Tissue.MARROW)
             if level > 2:  # the rib's cartilage rises to the breastbone
                 end = points[-1] + np.array([-side * rng.uniform(35, 60), -rng.uniform(2, 8), rng.uniform(10, 30)])
-                window, distance, _ = canvas.tube(np.stack([points[-1], end]), np.array([size, size]))
+                window, distance = canvas.tube(np.stack([points[-1], end]), np.array([size, size]))
                 canvas.paint(window, (distance < 0) & (canvas.tissue[window] != Tissue.AIR), Tissue.CARTILAGE)
     window, distance, _ = canvas.ellipsoid((0, -front + depth, dome + 70), (18, 6, 75))
     canvas.paint(window, distance < 0, Tissue.CORTICAL_BONE)

@@ -235,7 +235,7 @@ def test_ellipsoids_and_tubes_have_their_volumes() -> None:
     canvas = Canvas(x, y, z, to_index, np.zeros(3), [])
     _, distance, _ = canvas.ellipsoid((3, -2, 5), (10, 15, 20), (20, 30, 40))
     assert (distance < 0).sum() == pytest.approx(4 / 3 * np.pi * 10 * 15 * 20, rel=0.02)
-    _, distance, _ = canvas.tube(np.array([[-20, 0.3, -0.2], [20, 0.3, -0.2]]), np.array([8.0, 8.0]))
+    _, distance = canvas.tube(np.array([[-20, 0.3, -0.2], [20, 0.3, -0.2]]), np.array([8.0, 8.0]))
     assert (distance < 0).sum() == pytest.approx(np.pi * 64 * 40 + 4 / 3 * np.pi * 512, rel=0.02)
 
 
