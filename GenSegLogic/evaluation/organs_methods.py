@@ -89,7 +89,8 @@ def regressor(models: OrganModels, organs: Sequence[str]) -> Segmenter:
             rows = torch.as_tensor(slices, device=features.low.device)
             size = models.sam2.memory_size
             nothing = torch.zeros(len(rows), MEMORY_CHANNELS, size, size, device=rows.device)
-            return sample(models.prior, context.select(rows), index.to(rows), previous, 1, nothing)
+            return sample(models.prior, models.sam2, features, context.select(rows), index.to(rows), previous, 1,
+                          nothing)
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 

@@ -82,17 +82,21 @@ class MemoryPrior(nn.Module):
         self.wide = nn.ModuleList([Block(width), Block(width)])
         self.up = nn.Conv2d(2 * width, width, 1)
         self.last = nn.ModuleList([Block(width), Block(width)])
-        self.readout = nn.Conv2d(width, organs * FINE**2, 1)
-        self.readout_high = nn.Conv2d(eighth, organs, 1)
+        half = width // 2
+        self.raise_low, self.raise_middle = nn.Conv2d(width, half, 1), nn.Conv2d(quarter, half, 1)
+        self.raised = Block(half)
+        self.readout = nn.Conv2d(half, organs * 4, 3, padding=1)
+        self.readout_high = nn.Conv2d(eighth, organs, 3, padding=1)
         self.presence = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, organs))
 
         self.organ = nn.Embedding(organs, width)
         self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
-        self.entry = nn.Conv2d(2 * MEMORY_CHANNELS + 1 + FINE**2, denoiser_width, 3, padding=1)
+        self.entry = nn.Conv2d(3 * MEMORY_CHANNELS + 1 + FINE**2, denoiser_width, 3, padding=1)
         self.entry_image = nn.Conv2d(width, denoiser_width, 1)
         self.denoise = nn.ModuleList([Block(denoiser_width, width) for _ in range(3)])
         self.exit = nn.Sequential(nn.GroupNorm(8, denoiser_width), nn.SiLU(),
                                   nn.Conv2d(denoiser_width, MEMORY_CHANNELS, 3, padding=1))
+        nn.init.zeros_(self.exit[-1].weight)  # at the start, the estimate is the guess
         self.mean = nn.Buffer(torch.zeros(1, MEMORY_CHANNELS, 1, 1))
         self.std = nn.Buffer(torch.ones(1, MEMORY_CHANNELS, 1, 1))
 
@@ -109,31 +113,33 @@ class MemoryPrior(nn.Module):
         x = self.up(torch.cat([x, F.interpolate(wide, edges, mode="bilinear")], 1))
         for block in self.last:
             x = block(x)
-        readout = F.pixel_shuffle(self.readout(x), FINE) + self.readout_high(features.high)
+        raised = self.raise_middle(features.middle) + F.interpolate(self.raise_low(x), scale_factor=2, mode="bilinear")
+        readout = F.pixel_shuffle(self.readout(F.silu(self.raised(raised))), 2) + self.readout_high(features.high)
         presence = self.presence(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
         return Context(x, readout.float(), presence.float())
 
-    def forward(self, noisy: Tensor, t: Tensor, context: Context, previous: Tensor, known: Tensor,
-                organ: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, t: Tensor, image: Tensor, readout: Tensor, guess: Tensor, previous: Tensor,
+                known: Tensor, organ: Tensor) -> Tensor:
         """Estimate of the clean, normalised memory.
 
         Args:
             noisy: (n, 64, h, w) x_t.
             t: (n,) noise fraction in [0, 1].
-            context: of the n slices.
+            image: (n, W, h, w) context of the slices.
+            readout: (n, 1, 4h, 4w) logits of the organ.
+            guess: (n, 64, h, w) normalised memory that SAM 2 has of the read-out; the estimate is what to add to it.
             previous: (n, 64, h, w) normalised memory of the slice before.
             known: (n,) 1 where there is one, else 0.
             organ: (n,) index.
         """
-        mine = context.readout[torch.arange(len(organ), device=organ.device), organ][:, None]
         mask = known.view(-1, 1, 1, 1).to(noisy)
-        inputs = [noisy, previous * mask, mask.expand(-1, 1, *noisy.shape[2:]),
-                  F.pixel_unshuffle(mine.sigmoid().to(noisy) * 2 - 1, FINE)]
+        inputs = [noisy, guess, previous * mask, mask.expand(-1, 1, *noisy.shape[2:]),
+                  F.pixel_unshuffle(readout.sigmoid().to(noisy) * 2 - 1, FINE)]
         condition = self.organ(organ) + self.time(_fourier(t))
-        x = self.entry(torch.cat(inputs, 1)) + self.entry_image(context.image)
+        x = self.entry(torch.cat(inputs, 1)) + self.entry_image(image)
         for block in self.denoise:
             x = block(x, condition)
-        return self.exit(x).float()
+        return guess + self.exit(x).float()
 
     def normalise(self, memory: Tensor) -> Tensor:
         """SAM 2's memory -> mean 0 and deviation 1 in every channel."""

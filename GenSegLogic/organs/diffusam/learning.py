@@ -17,6 +17,8 @@ from .prior import prior_loss
 
 PICKS = 3
 """Organs a slice that memories are drawn for, in every batch."""
+MOST_PRESENT = 14
+"""Pairs of a slice and an organ that is there, in every batch."""
 MASK_EDGE = 4
 """Masks of SAM 2 are this much finer than its memory."""
 
@@ -114,7 +116,7 @@ def pick(labels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
             if organ not in there:
                 absent.append((row, organ))
     order = torch.randperm(len(present)).tolist()
-    chosen = [present[place] for place in order] + absent[: max(2, len(present) // 3)]
+    chosen = [present[place] for place in order[:MOST_PRESENT]] + absent[: max(2, len(present) // 3)]
     rows, organs = torch.tensor(chosen, dtype=torch.long).reshape(-1, 2).unbind(1)
     return rows, organs
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...flow.interpolant import interpolant, times
 from ...flow.samplers import euler
-from ...networks.memory_prior import FINE, Context, MemoryPrior
+from ...networks.memory_prior import Context, MemoryPrior
 from ...networks.sam2 import Features, Sam2
 
 DROP_PREVIOUS = 0.2
@@ -23,13 +23,13 @@ MASK_WEIGHT = 1.0
 READOUT_WEIGHT = 1.0
 
 
-def sample(prior: MemoryPrior, context: Context, organ: Tensor, previous: Tensor | None, steps: int,
-           noise: Tensor) -> Tensor:
+def sample(prior: MemoryPrior, sam2: Sam2, features: Features, context: Context, organ: Tensor,
+           previous: Tensor | None, steps: int, noise: Tensor) -> Tensor:
     """Draw memories (n, 64, h, w), as SAM 2 takes them.
 
     Args:
-        prior: the network.
-        context: of the n slices.
+        prior, sam2: the networks.
+        features, context: of the n slices.
         organ: (n,) index.
         previous: (n, 64, h, w) memories of the slices before, or None.
         steps: evaluations of the network, >= 1; one step gives the mean.
@@ -37,12 +37,33 @@ def sample(prior: MemoryPrior, context: Context, organ: Tensor, previous: Tensor
     """
     known = torch.full((len(organ),), float(previous is not None), device=noise.device)
     before = torch.zeros_like(noise) if previous is None else prior.normalise(previous)
+    readout = mine(context, organ)
+    guess = guess_of(prior, sam2, features, readout)
 
     def velocity(x: Tensor, t: float) -> Tensor:
         level = torch.full((len(organ),), t, device=x.device)
-        return (prior(x, level, context, before, known, organ) - x) / t
+        return (prior(x, level, context.image, readout, guess, before, known, organ) - x) / t
 
     return prior.restore(euler(velocity, noise, times(1.0, 0.0, steps)))
+
+
+def mine(context: Context, organ: Tensor) -> Tensor:
+    """Read-out (n, 1, 4h, 4w) of each pair's own organ, logits."""
+    return context.readout[torch.arange(len(organ), device=organ.device), organ][:, None]
+
+
+def guess_of(prior: MemoryPrior, sam2: Sam2, features: Features, logits: Tensor) -> Tensor:
+    """What SAM 2 would remember of the read-out (n, 1, 4h, 4w), normalised: the prior starts from there (ours)."""
+    return prior.normalise(sam2.remember(features, logits))
+
+
+def disturb(logits: Tensor) -> Tensor:
+    """Read-outs as they are on scans that were not learned from: wrong in places, and here and there lost."""
+    count, edge = len(logits), logits.shape[-1]
+    strength = 3 * torch.rand(count, 1, 1, 1, device=logits.device) ** 2
+    field = F.interpolate(torch.randn(count, 1, 7, 7, device=logits.device), (edge, edge), mode="bicubic")
+    lost = (torch.rand(count, 1, 1, 1, device=logits.device) < 0.1) * 6.0
+    return logits + strength * field - lost
 
 
 def mask_loss(logits: Tensor, truth: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -127,12 +148,15 @@ def prior_loss(
         previous = previous + 0.3 * torch.rand(len(rows), 1, 1, 1, device=clean.device) * torch.randn_like(previous)
     context = prior.look(features)
     count = len(rows)
+    with torch.no_grad():
+        readout = disturb(mine(context.select(rows), organ))
+        guess = guess_of(prior, sam2, features.select(rows), readout)
     known = (torch.rand(count, device=clean.device) >= DROP_PREVIOUS).float()
     # Half of the training at pure noise or near it, where few steps spend most of their evaluations.
     t = torch.rand(count, device=clean.device) ** 0.5
     t = torch.where(torch.rand(count, device=clean.device) < 0.3, torch.ones_like(t), t.clamp_min(0.02))
     x = interpolant(clean, torch.randn_like(clean), t.view(-1, 1, 1, 1))
-    estimate = prior(x, t, context.select(rows), previous, known, organ)
+    estimate = prior(x, t, context.image[rows], readout, guess, previous, known, organ)
     cells = F.adaptive_max_pool2d(masks, clean.shape[-1])
     error = ((estimate - clean).square().mean(1, keepdim=True) * (1 + 4 * cells)).mean()
     loss = error + READOUT_WEIGHT * readout_loss(context, truth, weight, trust)
@@ -154,8 +178,8 @@ def select_organs(prior: MemoryPrior, indices: Sequence[int]) -> MemoryPrior:
     """The same prior for some of its organs, in the order given."""
     chosen = torch.tensor(indices)
     state = dict(prior.state_dict())
-    # The read-out has FINE x FINE channels an organ, as the pixel shuffle wants them.
-    blocks = (chosen[:, None] * FINE**2 + torch.arange(FINE**2)).flatten()
+    # The read-out has 2 x 2 channels an organ, as the pixel shuffle wants them.
+    blocks = (chosen[:, None] * 4 + torch.arange(4)).flatten()
     for name in ("organ.weight", "presence.2.weight", "presence.2.bias", "readout_high.weight", "readout_high.bias"):
         state[name] = state[name][chosen.to(state[name].device)]
     for name in ("readout.weight", "readout.bias"):

@@ -140,7 +140,8 @@ def prior_source(models: OrganModels, scan: Scan, steps: int) -> MemorySource:
         size = models.sam2.memory_size
         noise = torch.randn(len(organs), MEMORY_CHANNELS, size, size, generator=generator).to(features.low.device)
         rows = torch.as_tensor(slices, device=features.low.device)
-        return sample(models.prior, scan.context.select(rows), organs.to(rows), previous, steps, noise)
+        return sample(models.prior, models.sam2, features, scan.context.select(rows), organs.to(rows), previous, steps,
+                      noise)
 
     return draw
 
