@@ -219,7 +219,10 @@ def _adrenal(
         axis = rotation((0, 0, turn))
         limb = place + axis @ np.array([0, rng.uniform(4, 8), 0])
         window, distance, _ = canvas.ellipsoid(limb, (thickness, *rng.uniform((11, 12), (15, 18))), (8, 0, turn))
-        free = allowed_in(canvas, window, Tissue.FAT, Tissue.ADRENAL, Tissue.VEIN, Tissue.ARTERY)
+        # It yields to the great vessels, the kidney and bone only: an adrenal is never squeezed to nothing.
+        free = allowed_in(canvas, window, Tissue.FAT, Tissue.ADRENAL, Tissue.VEIN, Tissue.ARTERY, Tissue.CRUS,
+                          Tissue.MUSCLE, Tissue.LIVER, Tissue.SPLEEN, Tissue.PANCREAS, Tissue.STOMACH_WALL,
+                          Tissue.STOMACH_CONTENT, Tissue.BOWEL_WALL)
         canvas.paint(window, (distance < 0) & free, Tissue.ADRENAL, LABEL[f"{name}_adrenal"])
 
 
