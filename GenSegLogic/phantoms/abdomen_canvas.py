@@ -53,7 +53,7 @@ def expand(half: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         between = 0.5 * (half[(*before, slice(None, -1))] + half[(*before, slice(1, None))])
         full[(*before, slice(1, 2 * between.shape[axis], 2))] = between
         if shape[axis] % 2 == 0:
-            full[(*before, -1)] = half[(*before, -1)]
+            full[(*before, slice(-1, None))] = half[(*before, slice(-1, None))]
         half = full
     return half
 
