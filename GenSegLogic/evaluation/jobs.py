@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -51,6 +52,17 @@ def load_models(names: ModelNames) -> Models:
 
         torch.set_num_threads(names.threads)
     return _load(names)
+
+
+def autocast(names: ModelNames) -> contextlib.AbstractContextManager[Any]:
+    """The precision that tasks compute in on the device, so that the figures are those of what ships."""
+    import torch
+
+    from ..engine import Engine, precision
+
+    device = Engine(names.device).device
+    dtype = precision(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -19,7 +19,7 @@ from ..nodules.lungs import lung_mask
 from ..progress import Progress
 from ..volume import Volume, crop, paste, resample_like
 from . import cases, table
-from .jobs import Cache, Job, ModelNames, Record, load_models
+from .jobs import Cache, Job, ModelNames, Record, autocast, load_models
 from .methods import Models, choose, methods
 from .nodules import FIELD_MARGIN_MM, add_model_arguments, job_base, marks, measure_case, model_names, predictor_label
 
@@ -97,11 +97,13 @@ def _records(
             half = models.flow.spacings_mm[-1] * models.flow.field_voxels / 2 + FIELD_MARGIN_MM
             for index, case in _nodule_cases(scan, lungs, half):
                 job = {**base, "nodule": index, "chosen": chosen}
-                records.append(_kept(cache, job, lambda c=case, m=models, k=chosen: measure_case(c, m, k)))
+                with autocast(predictor):
+                    records.append(_kept(cache, job, lambda c=case, m=models, k=chosen: measure_case(c, m, k)))
             if chosen is not None:
                 job = {**base, "search": True}
                 label = predictor_label(predictor)
-                records.append(_kept(cache, job, lambda s=scan, g=lungs, m=models, n=label: _search(s, g, m, n)))
+                with autocast(predictor):
+                    records.append(_kept(cache, job, lambda s=scan, g=lungs, m=models, n=label: _search(s, g, m, n)))
     return found
 
 

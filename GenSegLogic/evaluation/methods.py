@@ -19,7 +19,7 @@ from ..networks.predictors import NodulePredictor
 from ..nodules.models import LatentFlow
 from ..nodules.region import Region, field_volume, paint_adaptively, to_tensor
 from ..nodules.residual import combine
-from ..nodules.segments import Finding, nodules_from_residual, window_around
+from ..nodules.segments import RELATIVE_THRESHOLD, Finding, as_point, nodules_from_residual, window_around
 from ..nodules.task import NoduleTask
 from ..volume import Volume, resample_like
 from .attribution import BASELINES, LAYERS, baseline_image, grad_cam, integrated_gradients, score_cam, smoothed_map
@@ -115,11 +115,16 @@ class Situation:
         return combine(self.case.image, [replace(self.region, residual=self.field.with_voxels(voxels))])
 
 
-def pointed_at(scores: Volume, situation: Situation, threshold: float) -> np.ndarray:
-    """The component above the threshold that the click points at, as the task chooses it."""
-    left, posterior, superior = (float(c) for c in situation.case.seed_point)
-    finding = Finding((left, posterior, superior), situation.region.radius_mm, 1.0)
-    return nodules_from_residual(scores, situation.case.lungs, [finding], threshold).labelmap.voxels > 0
+def pointed_at(scores: Volume, situation: Situation, threshold: float, relative: float = 0.0) -> np.ndarray:
+    """The component above the threshold that the click points at."""
+    finding = Finding(as_point(situation.case.seed_point), situation.region.radius_mm, 1.0)
+    found = nodules_from_residual(scores, situation.case.lungs, [finding], threshold, relative)
+    return found.labelmap.voxels > 0
+
+
+def as_the_task(residual: Volume, situation: Situation, threshold: float) -> np.ndarray:
+    """:func:`pointed_at` with the part of the peak that the nodule task asks of a residual."""
+    return pointed_at(residual, situation, threshold, RELATIVE_THRESHOLD)
 
 
 def largest(scores: Volume, situation: Situation, threshold: float) -> np.ndarray:
@@ -193,8 +198,8 @@ def methods(with_segmenter: bool) -> tuple[Method, ...]:
     both = tuple({"layer": layer, "baseline": baseline} for layer in LAYERS for baseline in BASELINES)
     smooth = tuple({"baseline": name, "smoothing_voxels": s} for name in BASELINES for s in (0.5, 1.0, 2.0))
     rows = (
-        Method("guided", _painted(TASK.guidance), RESIDUAL_HU),
-        Method("unguided", _painted(0.0), RESIDUAL_HU),
+        Method("guided", _painted(TASK.guidance), RESIDUAL_HU, segment=as_the_task),
+        Method("unguided", _painted(0.0), RESIDUAL_HU, segment=as_the_task),
         Method("grad-cam", _grad_cam, RELATIVE, layers),
         Method("score-cam", _score_cam, RELATIVE, both),
         Method("integrated-gradients", _integrated_gradients, RELATIVE, smooth),
@@ -252,4 +257,4 @@ def measure(situation: Situation, rows: tuple[Method, ...], chosen: Mapping[str,
 
 def false_voxels(situation: Situation, threshold_hu: float) -> int:
     """Voxels that the guided method finds where there is no nodule."""
-    return int(pointed_at(combine(situation.case.image, [situation.region]), situation, threshold_hu).sum())
+    return int(as_the_task(combine(situation.case.image, [situation.region]), situation, threshold_hu).sum())

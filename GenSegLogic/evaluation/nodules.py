@@ -20,7 +20,7 @@ from ..nodules.search import find_candidates
 from ..progress import Progress, part
 from ..volume import Volume
 from . import cases, table
-from .jobs import Cache, Job, ModelNames, Record, digests, load_models, run_jobs, threads_of
+from .jobs import Cache, Job, ModelNames, Record, autocast, digests, load_models, run_jobs, threads_of
 from .methods import TASK, Choice, Models, Situation, choose, false_voxels, measure, methods, search_settings
 
 PREDICTORS = ("nodule-cnn", "nodule-tinyvit")
@@ -148,14 +148,17 @@ def do(job: Job) -> Record:
     if job["what"] == "scan":
         searched = [ModelNames(**names) for names in job["models"]]
         scan = cases.whole_scan("test", job["number"], tuple(job["nodules"]))
-        return search_scan(scan, {predictor_label(names): load_models(names) for names in searched})
-    models = load_models(ModelNames(**job["models"]))
+        with autocast(searched[0]):
+            return search_scan(scan, {predictor_label(names): load_models(names) for names in searched})
+    names = ModelNames(**job["models"])
+    models = load_models(names)
     half = models.flow.spacings_mm[-1] * models.flow.field_voxels / 2 + FIELD_MARGIN_MM
-    if job["what"] == "clean":
-        return _false_voxels(job, models, half)
-    split = "validation" if job["what"] == "validation nodule" else "test"
-    case = cases.nodule_case(split, job["number"], half)
-    return measure_case(case, models, job.get("chosen"))
+    with autocast(names):
+        if job["what"] == "clean":
+            return _false_voxels(job, models, half)
+        split = "validation" if job["what"] == "validation nodule" else "test"
+        case = cases.nodule_case(split, job["number"], half)
+        return measure_case(case, models, job.get("chosen"))
 
 
 def measure_case(case: cases.Case, models: Models, chosen: Mapping[str, Any] | None) -> Record:

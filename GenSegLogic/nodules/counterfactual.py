@@ -2,7 +2,7 @@
 
 [N] Petersen et al. 2026 (arXiv 2604.08313), [T] Ye et al. 2024 (TFG), [F] Patel et al. 2025 (FlowChef's gradient
 skipping). Where they are silent, METHODS.md decides ("ours"): the gate p(nodule), the latent region of interest outside
-of which the known path is kept, and guidance normalised to the region's size.
+of which the known path is kept, guidance normalised to the region's size, and guidance that may only take density away.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ class Guidance:
         smoothing: standard deviation of delta as a fraction of t.
         through_network: rho > 0 of [T]: add the gradient through the velocity network, as plain guidance does.
         whole_field: decode the whole field instead of the region.
+        only_darker: keep of the predictor's gradient what takes density away. A nodule only adds density, and making
+            the image denser is a cheap way to fool a predictor.
     """
 
     start: float = 0.7
     steps: int = 8
-    strength: float = 0.5
+    strength: float = 0.3
     iterations: int = 3
     recurrences: int = 1
     samples: int = 1
     smoothing: float = 0.1
     through_network: bool = False
     whole_field: bool = False
+    only_darker: bool = True
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,8 @@ def _objective(
         delta = guidance.smoothing * t * _randn_like(part, generator)
         # Checkpointing keeps the decoder's activations, the peak of the memory, out of the graph.
         image = checkpoint(flow.decode, part + delta, use_reentrant=False)
+        if guidance.only_darker:
+            image.register_hook(lambda gradient: gradient.clamp_max(0))
         logs.append(log_no_nodule(predictor, image))
     return torch.logsumexp(torch.cat(logs), 0) - torch.log(torch.tensor(float(len(logs))))
 

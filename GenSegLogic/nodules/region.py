@@ -124,13 +124,13 @@ def paint_adaptively(
 def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
     """Diameter in mm (of a ball of equal volume) of what lies in the region's middle; its share of the outer shell.
 
-    It is the component above the threshold, or above 0.4 of the middle's peak where that is more.
+    It is the component above the threshold, or above half of the middle's peak where that is more.
     """
     residual = region.residual
     spacing = float(residual.spacing[0])
     distance = np.linalg.norm(np.indices(residual.shape) - (len(residual.voxels) - 1) / 2, axis=0) * spacing
-    peak = float(residual.voxels[distance < 0.5 * region.radius_mm].max())
-    above = residual.voxels > max(threshold_hu, 0.4 * peak)
+    peak = float(np.percentile(residual.voxels[distance < 0.5 * region.radius_mm], 98))
+    above = residual.voxels > max(threshold_hu, 0.5 * peak)
     finding = Finding(as_point(region.center), region.radius_mm, 1.0)
     component = component_at(above, residual, (slice(0, None),) * 3, finding)
     if component is None:

@@ -40,7 +40,11 @@ class Finding:
 
 
 def nodules_from_residual(
-    residual: Volume, lungs: Volume | None, findings: Sequence[Finding], threshold_hu: float
+    residual: Volume,
+    lungs: Volume | None,
+    findings: Sequence[Finding],
+    threshold_hu: float,
+    relative: float = RELATIVE_THRESHOLD,
 ) -> Segmentation:
     """One segment per finding: the component of residual > threshold that the finding points at.
 
@@ -49,12 +53,13 @@ def nodules_from_residual(
         lungs: mask on the same grid, or None.
         findings: in the order of the segments; a finding without any voxel above the threshold has no segment.
         threshold_hu: absolute, in HU.
+        relative: part of its nodule's peak that a voxel needs besides.
     """
     labels = np.zeros(residual.shape, np.uint8 if len(findings) < 256 else np.uint16)
     segments = []
     for number, finding in enumerate(findings, start=1):
         window = window_around(residual, np.array(finding.center), finding.radius_mm)
-        above = residual.voxels[window] > max(threshold_hu, RELATIVE_THRESHOLD * peak_near(residual, finding))
+        above = residual.voxels[window] > max(threshold_hu, relative * peak_near(residual, finding))
         if lungs is not None:
             above &= lungs.voxels[window] > 0
         free = labels[window] == 0

@@ -39,7 +39,7 @@ class NoduleTask(Task):
         (), "A suspicious spot, LPS mm; the whole lung is searched without one.", unit="mm"
     )
     steps: int = parameter(8, "Steps of the flow, each way.", minimum=1, maximum=100)
-    guidance: float = parameter(0.5, "How hard the predictor guides; 0 is the unguided control.", minimum=0, maximum=10)
+    guidance: float = parameter(0.3, "How hard the predictor guides; 0 is the unguided control.", minimum=0, maximum=10)
     start: float = parameter(
         0.7,
         "How far towards noise the scan is taken; more removes more, also of what is healthy.",
@@ -47,7 +47,7 @@ class NoduleTask(Task):
         maximum=0.95,
     )
     threshold: float = parameter(
-        180.0,
+        300.0,
         "A voxel belongs to a nodule where it is this much denser than without.",
         minimum=10,
         maximum=1000,

@@ -1,8 +1,8 @@
 """Crops of chest phantoms (and of one real lung) for training: images, one bit each, and masks kept apart.
 
 Crops come in tiles: a tile of 48 voxels' edge is eight crops of 24, each with its own bit "there is a nodule in here".
-A tile's position is drawn uniformly in the lungs, blind to the nodules inside it; half the tiles are drawn until one
-turns up that holds a nodule. The masks go into a file of their own, which only the supervised upper bound and the
+A tile's position is drawn in the lungs, blind to the nodules inside it: uniformly, or on a vessel, where a network that
+searches for nodules errs most. Half the tiles are drawn until one turns up that holds a nodule. The masks go into a file of their own, which only the supervised upper bound and the
 choice of thresholds read: training of the predictors opens ``images.npy`` and ``labels.npy`` alone.
 """
 
@@ -83,8 +83,16 @@ def scan_box(chest: Chest, center: np.ndarray, spacing_mm: float, scanner: Scann
     return Tile(np.round(resampled).astype(np.int16), mask.astype(np.uint8), spacing_mm, bool(mask.any()), "", 0.0)
 
 
+def random_vessel_points(chest: Chest, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` points (n, 3) in x, y, z mm within 10 mm of a vessel of more than 2 mm across, thick ones preferred."""
+    points, radii = chest.tree_points[:, :3], chest.tree_points[:, 3]
+    weight = np.where(radii > 1.0, radii, 0)
+    chosen = points[rng.choice(len(points), size=count, p=weight / weight.sum())]
+    return chosen + rng.uniform(-10, 10, (count, 3))
+
+
 def draw_tiles(split: Split, number: int, count: int = TILES_PER_CHEST) -> Iterator[Tile]:
-    """``count`` crops of the split's patient ``number``, half of them with a nodule, in both spacings."""
+    """``count`` tiles of the split's patient ``number``: half with a nodule, half on a vessel, in both spacings."""
     seed = split.first_seed + number
     chest = make_chest(seed, split.options)
     rng = np.random.default_rng([31, seed])
@@ -92,7 +100,8 @@ def draw_tiles(split: Split, number: int, count: int = TILES_PER_CHEST) -> Itera
         spacing = SPACINGS_MM[index % 2]
         wanted = (index // 2) % 2 == 0
         half = TILE_VOXELS * spacing / 2
-        for center in chest.random_lung_points(400, rng):
+        points = random_vessel_points if (index // 4) % 2 else Chest.random_lung_points
+        for center in points(chest, 400, rng):
             label, kind, diameter = tile_label(chest, center, half)
             if label is wanted:
                 scanner = Scanner.random(rng, split.thickness_mm)

@@ -160,6 +160,27 @@ def test_every_variant_of_guidance_removes_the_nodule(change: dict) -> None:
     assert result.probability_before > 0.99 and result.probability_after < 0.1
 
 
+class BrightnessFooled(torch.nn.Module):
+    """Takes what is bright for healthy: a predictor whose cheapest way out is to make the image denser."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return 5 - 20 * image.flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("only_darker", [True, False])
+def test_guidance_does_not_make_the_image_denser(only_darker: bool) -> None:
+    image, (flow, _) = texture() + blob(), model()
+    region = torch.ones((1, 1, *SHAPE))
+    change = []
+    for strength in (0.0, 0.5):
+        setting = replace(GUIDED, strength=strength, only_darker=only_darker)
+        painted = counterfactual(flow, BrightnessFooled(), image, region, 0.75, setting,
+                                 torch.Generator().manual_seed(1))
+        change.append(painted.image)
+    brighter = float((change[1] - change[0]).mean())
+    assert brighter == 0 if only_darker else brighter > 0.1
+
+
 def test_only_the_window_is_decoded_for_guidance_unless_the_whole_field_is_asked_for() -> None:
     image, region = texture() + blob(), ball(SHAPE, CENTER, 1.0, 1.0)
     window = bounding_window(region, 4)
