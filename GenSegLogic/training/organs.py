@@ -6,6 +6,7 @@ Both work in ``<output>.work`` beside their bundles, where an interrupted run go
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from pathlib import Path
@@ -98,7 +99,8 @@ def write_prior(folder: Path, modality: str, network: Any, arguments: dict[str, 
     metadata = _metadata("organs", description, image, "organs-prior", curve, seed, minutes, phantoms, looks)
     metadata |= {"organs": list(ORGANS), "looks": list(looks),
                  "sam2": {"name": sam2_bundle.name, "digest": sam2_bundle.digest}}
-    return _write(folder, metadata, {"prior": ("memory-prior", arguments, network)})
+    # Half precision in the file is enough for weights that are float32 again once loaded, and keeps what ships small.
+    return _write(folder, metadata, {"prior": ("memory-prior", arguments, copy.deepcopy(network).half())})
 
 
 def _metadata(kind: str, description: str, image: dict[str, Any], recipe: str, curve: list[dict[str, float]],

@@ -21,7 +21,7 @@ GRIDS = {look: CanonicalGrid(window_hu=CT_WINDOW if look == "ct" else None) for 
 def draw_cases(folder: Path, count: int, first_seed: int, split: str, minutes: float, progress: Progress) -> list[Path]:
     """Draw phantoms in every look onto the canonical grid, a file each; those that are there already stay.
 
-    Stops when ``minutes`` are over, but not before 8 cases are there.
+    Stops when ``minutes`` are over, but not before 2 cases are there.
     """
     from ..phantoms.abdomen import abdomen_phantom
 
@@ -29,7 +29,7 @@ def draw_cases(folder: Path, count: int, first_seed: int, split: str, minutes: f
     began = time.monotonic()
     files = []
     for number in range(count):
-        if number >= 8 and (time.monotonic() - began) / 60 > minutes:
+        if number >= 2 and (time.monotonic() - began) / 60 > minutes:
             break
         file = folder / f"case_{first_seed + number}.npz"
         files.append(file)

@@ -56,5 +56,5 @@ def validate(prior: MemoryPrior, sam2: Sam2, checks: Sequence[dict[str, Tensor]]
     """Loss on held-out phantoms, always at the same noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        losses = [float(loss_of(prior, sam2, batch)) for batch in checks]
+        losses = [float(loss_of(prior, sam2, batch, memory_share=1.0)) for batch in checks]
     return {"validation_loss": sum(losses) / len(losses)}

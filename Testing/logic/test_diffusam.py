@@ -227,7 +227,7 @@ def test_the_loss_reaches_the_whole_prior(models: OrganModels, scan: tuple[Volum
     labelled = LabelledScan((scan[0].voxels,), scan[1], np.ones((len(scan[1]), len(ORGANS)), np.uint8))
     for parameter in prior.parameters():
         parameter.data.add_(0.01 * torch.randn_like(parameter))  # past the zeros of the residual blocks
-    loss_of(prior, models.sam2, next(batches([labelled], 3, 0))).backward()
+    loss_of(prior, models.sam2, next(batches([labelled], 3, 0)), memory_share=1.0).backward()
     assert [name for name, value in prior.named_parameters() if value.grad is None or not value.grad.any()] == []
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from ...networks.memory_prior import MemoryPrior
 from ...networks.sam2 import Sam2
 from .augment import deformation, random_looks, recolour, warp
-from .prior import prior_loss
+from .prior import memory_loss, readout_loss
 
 PICKS = 3
 """Organs a slice that memories are drawn for, in every batch."""
 MOST_PRESENT = 14
 """Pairs of a slice and an organ that is there, in every batch."""
+MEMORY_SHARE = 0.4
+"""Part of the batches in which memories are drawn."""
 MASK_EDGE = 4
 """Masks of SAM 2 are this much finer than its memory."""
 
@@ -126,19 +128,31 @@ def organ_masks(labels: Tensor, organs: int) -> Tensor:
     return F.one_hot(labels.long(), organs + 1).permute(0, 3, 1, 2)[:, 1:].float()
 
 
-def loss_of(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor], decoded: int = 8) -> Tensor:
-    """The prior's loss on a batch of :func:`batches`. SAM 2 is only read."""
+def loss_of(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor], memory_share: float = MEMORY_SHARE) -> Tensor:
+    """The prior's loss on a batch of :func:`batches`. SAM 2 is only read.
+
+    Memories are drawn and decoded in a part of the batches only, chosen at random: the others train the read-out, from
+    all slices, in a third of the time.
+    """
     with torch.no_grad():
         features = sam2.encode(batch["image"])
-    before, now = features.select(slice(0, None, 2)), features.select(slice(1, None, 2))
-    labels, known = batch["labels"][1::2], batch["known"][1::2]
+    edge = MASK_EDGE * sam2.memory_size
+    whole = bool(torch.rand(()) < memory_share)
+    used = slice(1, None, 2) if whole else slice(None)
+    labels, known, now = batch["labels"][used], batch["known"][used], features.select(used)
+    truth = F.adaptive_avg_pool2d(organ_masks(labels, prior.organs), edge)
+    trust = F.adaptive_avg_pool2d(batch["trust"][used, None], edge)
+    context = prior.look(now)
+    loss = readout_loss(context, truth, known, trust)
+    if not whole:
+        return loss
     rows, organ = pick(labels, known)
+    if not len(rows):
+        return loss
     masks = (labels[rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
     masks_before = (batch["labels"][0::2][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
-    edge = MASK_EDGE * sam2.memory_size
-    truth = F.adaptive_avg_pool2d(organ_masks(labels, prior.organs), edge)
-    trust = F.adaptive_avg_pool2d(batch["trust"][1::2, None], edge)
-    return prior_loss(prior, sam2, now, before, masks, masks_before, rows, organ, truth, known, trust, decoded)
+    before = features.select(slice(0, None, 2))
+    return loss + memory_loss(prior, sam2, now, before, context, masks, masks_before, rows, organ)
 
 
 @torch.no_grad()

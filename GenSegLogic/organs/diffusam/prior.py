@@ -20,7 +20,6 @@ from ...networks.sam2 import Features, Sam2
 DROP_PREVIOUS = 0.2
 """Part of the training in which the slice before is not known."""
 MASK_WEIGHT = 1.0
-READOUT_WEIGHT = 1.0
 
 
 def sample(prior: MemoryPrior, sam2: Sam2, features: Features, context: Context, organ: Tensor,
@@ -114,43 +113,39 @@ def blur_masks(masks: Tensor) -> Tensor:
     return (soft > 0.25 + 0.5 * torch.rand(count, 1, 1, 1, device=masks.device)).float()
 
 
-def prior_loss(
+def memory_loss(
     prior: MemoryPrior,
     sam2: Sam2,
     features: Features,
     before: Features,
+    context: Context,
     masks: Tensor,
     masks_before: Tensor,
     rows: Tensor,
     organ: Tensor,
-    truth: Tensor,
-    weight: Tensor,
-    trust: Tensor,
     decoded: int = 8,
 ) -> Tensor:
     """Loss on n pairs of a slice and an organ: ||P(x_t, t, c, p, organ) - M*||^2, and what we add.
 
-    Ours: the cells of the organ count more, the estimate is decoded by the frozen SAM 2 and its mask compared, and the
-    organs are read off the context.
+    Ours: the cells of the organ count more, and the estimate is decoded by the frozen SAM 2 and its mask compared.
 
     Args:
         prior, sam2: the networks; SAM 2 is frozen.
         features, before: of the B slices and of the slices before them.
+        context: of the B slices.
         masks, masks_before: (n, 1, S, S) of the organ in the slice and in the one before.
         rows: (n,) slice of each pair.
         organ: (n,) index of each.
-        truth, weight, trust: of all organs, see :func:`readout_loss`.
         decoded: how many of the n are decoded, the first ones.
     """
+    own = features.select(rows)
     with torch.no_grad():
-        clean = prior.normalise(sam2.remember_mask(features.select(rows), masks))
+        clean = prior.normalise(sam2.remember_mask(own, masks))
         previous = prior.normalise(sam2.remember_mask(before.select(rows), blur_masks(masks_before)))
         previous = previous + 0.3 * torch.rand(len(rows), 1, 1, 1, device=clean.device) * torch.randn_like(previous)
-    context = prior.look(features)
-    count = len(rows)
-    with torch.no_grad():
         readout = disturb(mine(context.select(rows), organ))
-        guess = guess_of(prior, sam2, features.select(rows), readout)
+        guess = guess_of(prior, sam2, own, readout)
+    count = len(rows)
     known = (torch.rand(count, device=clean.device) >= DROP_PREVIOUS).float()
     # Half of the training at pure noise or near it, where few steps spend most of their evaluations.
     t = torch.rand(count, device=clean.device) ** 0.5
@@ -158,14 +153,11 @@ def prior_loss(
     x = interpolant(clean, torch.randn_like(clean), t.view(-1, 1, 1, 1))
     estimate = prior(x, t, context.image[rows], readout, guess, previous, known, organ)
     cells = F.adaptive_max_pool2d(masks, clean.shape[-1])
-    error = ((estimate - clean).square().mean(1, keepdim=True) * (1 + 4 * cells)).mean()
-    loss = error + READOUT_WEIGHT * readout_loss(context, truth, weight, trust)
-    if decoded:
-        part = slice(0, decoded)
-        result = sam2.decode(features.select(rows[part]), prior.restore(estimate[part]))
-        target = F.adaptive_avg_pool2d(masks[part], result.mask_logits.shape[-1])
-        loss = loss + MASK_WEIGHT * mask_loss(result.mask_logits, target)
-    return loss
+    loss = ((estimate - clean).square().mean(1, keepdim=True) * (1 + 4 * cells)).mean()
+    part = slice(0, decoded)
+    result = sam2.decode(own.select(part), prior.restore(estimate[part]))
+    target = F.adaptive_avg_pool2d(masks[part], result.mask_logits.shape[-1])
+    return loss + MASK_WEIGHT * mask_loss(result.mask_logits, target)
 
 
 def new_prior(sam2: Sam2, organs: int) -> tuple[MemoryPrior, dict[str, int]]:
