@@ -46,7 +46,6 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from ..bundles import find_bundle
     from ..datasets.labels import numbers_from, read_labels
     from ..engine import Engine
-    from ..organs.diffusam.adapt import adapt
     from ..organs.diffusam.task import AUTO, BUNDLES, modality_of
     from ..volume import read_volume
 
@@ -55,7 +54,11 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     images = [read_volume(path) for path in arguments.image]
     labels = [None] * len(images) if arguments.source_free else [read_labels(p, numbers) for p in arguments.labels]
     name = BUNDLES[modality_of(images[0])] if arguments.bundle == AUTO else arguments.bundle
-    adapted = adapt(list(zip(images, labels, strict=True)), find_bundle(name), arguments.minutes, arguments.seed,
+    source = find_bundle(name)
+
+    from ..organs.diffusam.adapt import adapt  # late, for it loads torch: what is wrong was said before
+
+    adapted = adapt(list(zip(images, labels, strict=True)), source, arguments.minutes, arguments.seed,
                     console.progress, source_free=arguments.source_free, device=str(device))
     bundle = adapted.write(output)
     for sentence in adapted.messages:

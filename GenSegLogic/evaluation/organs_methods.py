@@ -59,8 +59,13 @@ class Setting:
 
 def by_models(models: OrganModels, organs: Sequence[str], seed: int = 0) -> Segmenter:
     """DiffuSAM with the settings of the task."""
-    known = [name for name in organs if name in models.organs]
-    return lambda case: find_organs(case.image, models, known, TASK.steps, TASK.samples, seed, silent)
+    organs = _known(models, organs)
+    return lambda case: find_organs(case.image, models, organs, TASK.steps, TASK.samples, seed, silent)
+
+
+def _known(models: OrganModels, organs: Sequence[str]) -> list[str]:
+    """Those that the models have learned; the others stay empty, as the task leaves them."""
+    return [name for name in organs if name in models.organs]
 
 
 def adapted(learn: Sequence[OrganCase], setting: Setting, progress: Progress, source_free: bool = False) -> OrganModels:
@@ -80,6 +85,7 @@ def adapted(learn: Sequence[OrganCase], setting: Setting, progress: Progress, so
 
 def regressor(models: OrganModels, organs: Sequence[str]) -> Segmenter:
     """The prior as a deterministic regressor: at t = 1 one evaluation is the mean given the slice; no noise."""
+    organs = _known(models, organs)
 
     @torch.no_grad()
     def segment(case: OrganCase) -> Found:
@@ -99,9 +105,11 @@ def regressor(models: OrganModels, organs: Sequence[str]) -> Segmenter:
 
 def mean_memory(models: OrganModels, organs: Sequence[str], learn: Sequence[OrganCase]) -> Segmenter:
     """Every slice gets its organ's mean memory over the cases learned from: a collapsed memory would do as well."""
-    means = torch.zeros(len(models.organs), *_memories(models, learn[0], [0], [0]).shape[1:])
-    for index, name in enumerate(models.organs):
-        total, count = torch.zeros_like(means[0]), 0
+    organs = _known(models, organs)
+    edge = models.sam2.memory_size
+    means = torch.zeros(len(models.organs), MEMORY_CHANNELS, edge, edge)
+    for name in organs:
+        index, total, count = models.organs.index(name), torch.zeros_like(means[0]), 0
         for case in learn:
             labels = models.grid.apply_labels(case.labels, case.image) == ORGANS[name].label
             slices = np.flatnonzero(labels.any((1, 2))).tolist()
@@ -118,6 +126,7 @@ def mean_memory(models: OrganModels, organs: Sequence[str], learn: Sequence[Orga
 
 def true_memory(models: OrganModels, organs: Sequence[str]) -> Segmenter:
     """The memory of the truth itself: what a perfect prior would reach."""
+    organs = _known(models, organs)
 
     def segment(case: OrganCase) -> Found:
         truth = _masks(models, case)
