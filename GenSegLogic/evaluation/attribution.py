@@ -145,7 +145,8 @@ def gaussian_blur(image: Tensor, sigma_voxels: float) -> Tensor:
         shape, padding = [1, 1, 1, 1, 1], [0] * 6
         shape[2 + axis] = len(kernel)
         padding[4 - 2 * axis] = padding[5 - 2 * axis] = reach
-        image = F.conv3d(F.pad(image, padding, mode="replicate"), kernel.view(shape).to(image.dtype))
+        with torch.autocast(image.device.type, enabled=False):  # no network's layer: an image keeps its precision
+            image = F.conv3d(F.pad(image, padding, mode="replicate"), kernel.view(shape).to(image.dtype))
     return image
 
 

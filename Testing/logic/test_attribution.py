@@ -145,6 +145,8 @@ def test_blur_is_a_gaussian() -> None:
         profile = blurred.sum([a for a in range(2, 5) if a != axis + 2])[0, 0]
         assert float((profile * offsets**2).sum()) == pytest.approx(1.5**2, rel=0.05)
     assert torch.allclose(gaussian_blur(torch.ones(1, 1, 4, 6, 8), 3.0), torch.ones(1))
+    with torch.autocast("cpu", torch.bfloat16):  # what networks compute in does not coarsen an image
+        assert torch.equal(gaussian_blur(impulse, 1.5), blurred)
 
 
 def test_no_evidence_gives_an_empty_map() -> None:
