@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 from ..bundles import find_bundle
-from ..organs.diffusam.canonical import CanonicalGrid
 from ..organs.diffusam.models import OrganModels
 from ..organs.diffusam.task import BUNDLES, load_models
 from ..progress import Progress, part
@@ -58,7 +57,7 @@ def organs_source_free(arguments: Mapping[str, Any], progress: Progress) -> dict
         told = part(progress, number / len(units), (number + 1) / len(units))
         names, looks = (arguments["ct_bundle"], arguments["mr_bundle"]), ("ct", arguments["look"])
         turn = 1 if direction == "ct-to-mr" else -1
-        (source, target), (source_look, look) = names[::turn], looks[::turn]
+        (source, _), (source_look, look) = names[::turn], looks[::turn]
         setting = Setting(engine, source, FOUR, arguments["minutes"], 0.0, seed)
         segmenter: Segmenter | None = None
         for patient in range(arguments["cases"]):
@@ -69,7 +68,7 @@ def organs_source_free(arguments: Mapping[str, Any], progress: Progress) -> dict
             record = cache.get(job)
             if record is None:
                 if segmenter is None:
-                    segmenter = _learn(method, setting, target, source_look, look, arguments["unlabelled"],
+                    segmenter = _learn(method, setting, source_look, look, arguments["unlabelled"],
                                        part(told, 0, 0.9))
                 case = phantom(patient, look, "test")
                 found = segmenter(case)
@@ -80,23 +79,17 @@ def organs_source_free(arguments: Mapping[str, Any], progress: Progress) -> dict
     return {"benchmark": "organs-source-free", "rows": rows, "means": mean_rows(rows, ("direction", "method"))}
 
 
-def _learn(method: str, setting: Setting, target: str, source_look: str, look: str, unlabelled: int,
+def _learn(method: str, setting: Setting, source_look: str, look: str, unlabelled: int,
            progress: Progress) -> Segmenter:
-    """The segmenter of a method, from ``source`` to scans of the other look."""
+    """The segmenter of a method, from the source bundle to scans of the other look."""
     own = load_models(setting.source, setting.engine)
-    target_grid = load_models(target, setting.engine).grid
+    grid = own.grid.for_modality("CT" if look == "ct" else "MR")
     learn = [phantom(number, look, "validation") for number in range(unlabelled)]
     makers: dict[str, Callable[[], OrganModels]] = {
-        "no-adaptation": lambda: replace(own, grid=_grid(own.grid, target_grid)),
+        "no-adaptation": lambda: replace(own, grid=grid),
         "intensity-alignment": lambda: aligned(
-            own, [phantom(number, source_look, "train").image for number in range(LEARN)],
-            _grid(own.grid, target_grid)),
+            own, [phantom(number, source_look, "train").image for number in range(LEARN)], grid),
         "diffusam": lambda: adapted(learn, setting, progress, source_free=True),
         "trained-on-labels": lambda: adapted(learn, setting, progress),
     }
     return by_models(makers[method](), setting.organs, setting.seed)
-
-
-def _grid(own: CanonicalGrid, target: CanonicalGrid) -> CanonicalGrid:
-    """The source's grid with the target's window."""
-    return replace(own, window_hu=target.window_hu)

@@ -222,11 +222,15 @@ def test_phantoms_are_measured_with_flicker_and_confidence(
 def test_source_free_goes_both_ways(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(organs_source_free, "phantom", small_phantom)
     monkeypatch.setattr(organs_source_free, "LEARN", 1)
-    result = evaluate(capsys, "organs-source-free", "--cases", 1, "--unlabelled", 1, "--minutes", 0.01,
-                      "--ct-bundle", "tiny-ct", "--mr-bundle", "tiny-mr")
-    check_rows(result["rows"], organs_source_free.METHODS, 2, FOUR)
-    assert {row["direction"] for row in result["rows"]} == {"ct-to-mr", "mr-to-ct"}
-    assert {row["case"][:11] for row in result["rows"]} == {"abdomen-t2-", "abdomen-ct-"}
+    words = ("organs-source-free", "--cases", 1, "--unlabelled", 1, "--minutes", 0.01, "--ct-bundle", "tiny-ct",
+             "--mr-bundle", "tiny-mr")
+    result = evaluate(capsys, *words, "--directions", "ct-to-mr")
+    check_rows(result["rows"], organs_source_free.METHODS, 1, FOUR)
+    assert {row["case"][:11] for row in result["rows"]} == {"abdomen-t2-"}
+    result = evaluate(capsys, *words, "--methods", "no-adaptation", "intensity-alignment")
+    check_rows(result["rows"], ("no-adaptation", "intensity-alignment"), 2, FOUR)
+    assert {(row["direction"], row["case"][:11]) for row in result["rows"]} == {
+        ("ct-to-mr", "abdomen-t2-"), ("mr-to-ct", "abdomen-ct-")}
 
 
 def test_btcv_and_chaos_learn_from_the_first_cases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

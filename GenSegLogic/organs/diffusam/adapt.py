@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .models import OrganModels, organ_models
 from .prior import select_organs
 from .propagate import segment
 from .self_training import pseudo_label
+from .task import modality_of
 
 PAIRS = 4
 LEARNING_RATE = 6e-4
@@ -110,6 +111,8 @@ def adapt(
     if not source_free and (missing := [image.name for image, labels in cases if labels is None]):
         raise GenSegError(f"{missing[0]} has no labels: give them, or learn without any (source-free).")
     models = _load(source, device)
+    modality = modality_of(cases[0][0])
+    models = replace(models, grid=models.grid.for_modality(modality))
     began = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -126,7 +129,8 @@ def adapt(
     arguments = {**source.inference["networks"]["prior"], "organs": len(learned)}
     arguments.pop("_target_")
     metadata = {
-        **{key: source.metadata[key] for key in ("kind", "task", "image", "sam2", "licence", "commercial_use")},
+        **{key: source.metadata[key] for key in ("kind", "task", "sam2", "licence", "commercial_use")},
+        "image": models.grid.to_metadata(modality),
         "description": f"DiffuSAM's prior after {name} to {len(cases)} case{'s' if len(cases) > 1 else ''}.",
         "organs": list(learned),
         "training": {"recipe": f"genseg adapt organs{' --source-free' if source_free else ''}", "seed": seed,

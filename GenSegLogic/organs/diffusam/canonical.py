@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,12 @@ class CanonicalGrid:
             "orientation": "LPS",
         }
 
+    def for_modality(self, modality: str) -> CanonicalGrid:
+        """The same grid with the grey values that ``CT`` or ``MR`` wants, for networks that learned from the other."""
+        if modality != "CT":
+            return replace(self, window_hu=None)
+        return self if self.window_hu is not None else replace(self, window_hu=CT_WINDOW_HU)
+
     def place(self, image: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
         """Shape (k, j, i) and affine of the canonical grid for a scan in any orientation.
 
@@ -78,6 +84,7 @@ class CanonicalGrid:
         return resample(whole, shape, affine, "nearest").voxels
 
 
+CT_WINDOW_HU = (-160.0, 240.0)
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.5
 
 

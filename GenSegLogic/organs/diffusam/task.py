@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -96,6 +96,7 @@ class OrgansTask(Task):
         learned = engine.networks(name).bundle.metadata["image"]["modality"]
         if learned in BUNDLES and learned != modality:
             messages.append(f"{image.name} is {modality}, but the bundle {name} was learned from {learned}.")
+            models = replace(models, grid=models.grid.for_modality(modality))
         if self.bundle == AUTO and "modality" not in image.metadata:
             messages.append(f"{image.name} does not say what it is; by its grey values it was taken for {modality}.")
         wanted = check_names(self.organs) or check_names(models.organs)
