@@ -10,7 +10,7 @@ import numpy as np
 from ..progress import Progress, part
 from .tiles import Tile, draw_real_tiles, write_tiles
 
-CHESTS = 132
+CHESTS = 252
 HELD_OUT_CHESTS = 8
 REAL_TILES = 320
 C3N = "deep-learning-with-pytorch__dlwpt-code/derived/C3N-00247/ct_lungcrop_half.nii.gz"

@@ -2,8 +2,9 @@
 
 Crops come in tiles: a tile of 48 voxels' edge is eight crops of 24, each with its own bit "there is a nodule in here".
 A tile's position is drawn in the lungs, blind to the nodules inside it: uniformly, or on a vessel, where a network that
-searches for nodules errs most. Half the tiles are drawn until one turns up that holds a nodule. The masks go into a file of their own, which only the supervised upper bound and the
-choice of thresholds read: training of the predictors opens ``images.npy`` and ``labels.npy`` alone.
+searches for nodules errs most. Half the tiles are drawn until one turns up that holds a nodule. The masks go into a
+file of their own, which only the supervised upper bound and the choice of thresholds read: training of the predictors
+opens ``images.npy`` and ``labels.npy`` alone.
 """
 
 from __future__ import annotations
