@@ -25,6 +25,9 @@ NUMBERS: dict[str, dict[int, str]] = {
 }
 """Data set -> what its label values stand for."""
 
+MOST_LABELS = 256
+"""More values than this are a scan's."""
+
 _SAME = {"oesophagus": "esophagus", "postcava": "inferior vena cava", "ivc": "inferior vena cava",
          "gall bladder": "gallbladder", "portal and splenic vein": "portal vein",
          "portal vein and splenic vein": "portal vein"}
@@ -80,14 +83,14 @@ def renumber(labels: Volume, numbers: Mapping[int, str], where: str) -> Volume:
     """Labels with other numbers as labels with those of ORGANS, uint8.
 
     Raises:
-        GenSegError: naming ``where``, if there are fractions among the values, or labels of which none is an organ's.
+        GenSegError: naming ``where``, if the values are a scan's and not labels, or none of them is an organ's.
     """
     values = np.unique(labels.voxels)
     whole = np.rint(values.astype(np.float64))
-    fractions = values[np.abs(values - whole) > 1e-3]  # float labels of some data sets are not quite whole
-    if fractions.size:
-        raise GenSegError(f"{where} holds fractions such as {fractions[0]:g}, so it is no label volume; "
-                          "give the labels and not the scan.")
+    fractions = np.abs(values - whole).max() > 1e-3  # float labels of some data sets are not quite whole
+    if fractions or values.min() < 0 or len(values) > MOST_LABELS:
+        raise GenSegError(f"{where} holds fractions, values below 0 or more than {MOST_LABELS} values, so it is no "
+                          "label volume; give the labels and not the scan.")
     known = [value for value in whole if int(value) in numbers]
     if not known and whole.any():
         found = ", ".join(f"{value:g}" for value in whole[whole != 0][:8])

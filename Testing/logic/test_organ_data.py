@@ -99,6 +99,8 @@ def test_label_volumes_are_renumbered(tmp_path: Path) -> None:
     assert "63, 126, 189, 252" in sentence and "--numbers" in sentence
     write_volume(scan(np.linspace(0, 1, int(np.prod(SHAPE)), dtype=np.float32).reshape(SHAPE)), path)
     assert "and not the scan" in refused(lambda: read_labels(path))
+    write_volume(scan(scan().voxels - 40), path)
+    assert "and not the scan" in refused(lambda: read_labels(path))
 
 
 # Pairs of files
