@@ -55,7 +55,10 @@ class Block(nn.Module):
 
 
 class MemoryPrior(nn.Module):
-    """Predicts the clean memory from a noisy one; one network for all organs.
+    """Predicts a clean memory from a noisy one; one network for all organs.
+
+    Memories are told as their difference to a guess, in units of its usual size (:meth:`difference`): the guess is what
+    SAM 2 would remember of the organs' read-out, so what is left to draw is what the read-out gets wrong (ours).
 
     All that depends on the slice alone is computed once, in :meth:`look`; :meth:`forward` is small, for it runs for
     every organ, step and member of the ensemble.
@@ -94,11 +97,12 @@ class MemoryPrior(nn.Module):
         self.entry = nn.Conv2d(3 * MEMORY_CHANNELS + 1 + FINE**2, denoiser_width, 3, padding=1)
         self.entry_image = nn.Conv2d(width, denoiser_width, 1)
         self.denoise = nn.ModuleList([Block(denoiser_width, width) for _ in range(3)])
-        self.exit = nn.Sequential(nn.GroupNorm(8, denoiser_width), nn.SiLU(),
-                                  nn.Conv2d(denoiser_width, MEMORY_CHANNELS, 3, padding=1))
-        nn.init.zeros_(self.exit[-1].weight)  # at the start, the estimate is the guess
+        last = nn.Conv2d(denoiser_width, MEMORY_CHANNELS, 3, padding=1)
+        nn.init.zeros_(last.weight)  # at the start, the estimate is the guess
+        self.exit = nn.Sequential(nn.GroupNorm(8, denoiser_width), nn.SiLU(), last)
         self.mean = nn.Buffer(torch.zeros(1, MEMORY_CHANNELS, 1, 1))
         self.std = nn.Buffer(torch.ones(1, MEMORY_CHANNELS, 1, 1))
+        self.spread = nn.Buffer(torch.ones(1, MEMORY_CHANNELS, 1, 1))
 
     def look(self, features: Features) -> Context:
         """Context of B slices."""
@@ -120,14 +124,14 @@ class MemoryPrior(nn.Module):
 
     def forward(self, noisy: Tensor, t: Tensor, image: Tensor, readout: Tensor, guess: Tensor, previous: Tensor,
                 known: Tensor, organ: Tensor) -> Tensor:
-        """Estimate of the clean, normalised memory.
+        """Estimate of the clean difference to the guess.
 
         Args:
             noisy: (n, 64, h, w) x_t.
             t: (n,) noise fraction in [0, 1].
             image: (n, W, h, w) context of the slices.
             readout: (n, 1, 4h, 4w) logits of the organ.
-            guess: (n, 64, h, w) normalised memory that SAM 2 has of the read-out; the estimate is what to add to it.
+            guess: (n, 64, h, w) normalised memory that SAM 2 has of the read-out.
             previous: (n, 64, h, w) normalised memory of the slice before.
             known: (n,) 1 where there is one, else 0.
             organ: (n,) index.
@@ -139,15 +143,26 @@ class MemoryPrior(nn.Module):
         x = self.entry(torch.cat(inputs, 1)) + self.entry_image(image)
         for block in self.denoise:
             x = block(x, condition)
-        return guess + self.exit(x).float()
+        return self.exit(x).float()
 
     def normalise(self, memory: Tensor) -> Tensor:
         """SAM 2's memory -> mean 0 and deviation 1 in every channel."""
         return (memory.float() - self.mean) / self.std
 
-    def restore(self, normalised: Tensor) -> Tensor:
-        """Inverse of :meth:`normalise`."""
-        return normalised * self.std + self.mean
+    def difference(self, normalised: Tensor, guess: Tensor) -> Tensor:
+        """Normalised memory and guess -> what the prior draws."""
+        return (normalised - guess) / self.spread
+
+    def restore(self, difference: Tensor, guess: Tensor) -> Tensor:
+        """What the prior drew, and the guess -> SAM 2's memory."""
+        return (guess + difference * self.spread) * self.std + self.mean
+
+    def reading(self) -> list[nn.Parameter]:
+        """The weights behind :meth:`look`; all others draw memories."""
+        parts = (self.from_high, self.from_middle, self.from_low, self.from_place, self.fine, self.down, self.wide,
+                 self.up, self.last, self.raise_low, self.raise_middle, self.raised, self.readout, self.readout_high,
+                 self.presence)
+        return [parameter for part in parts for parameter in part.parameters()]
 
 
 def _place(height: int, width: int) -> Tensor:

@@ -137,7 +137,9 @@ class Sam2(nn.Module):
     @property
     def image_size(self) -> int:
         """Pixels along an edge of the slices that the encoder sees."""
-        return int(self.model.config.image_size)
+        size = self.model.config.image_size
+        assert isinstance(size, int)  # slices are square
+        return size
 
     @property
     def memory_size(self) -> int:
@@ -227,10 +229,10 @@ def _sequence(x: Tensor) -> Tensor:
 def _configuration(changes: Mapping[str, Any]) -> Any:
     from transformers import Sam2VideoConfig
 
-    changes = copy.deepcopy(dict(changes))  # transformers keeps and changes what it is given
-    vision = {"model_type": "sam2_vision_model", **changes.pop("vision_config")}
+    own = copy.deepcopy(dict(changes))  # transformers keeps and changes what it is given
+    vision = {"model_type": "sam2_vision_model", **own.pop("vision_config")}
     vision["backbone_config"] = {"model_type": "sam2_hiera_det_model", **vision["backbone_config"]}
-    return Sam2VideoConfig(vision_config=vision, **changes)
+    return Sam2VideoConfig(vision_config=vision, **own)
 
 
 def sam2(size: str) -> Sam2:

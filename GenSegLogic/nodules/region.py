@@ -20,7 +20,7 @@ REGION_RADIUS = 0.34
 RESIDUAL_BLUR_VOXELS = 0.5
 SHELL_SHARE = 0.06
 """A nodule that fills more of the shell under the region's edge than this is too large for the spacing."""
-SMALL_FOR_SPACING = 7.0
+SMALL_FOR_SPACING = 9.0
 """A nodule of fewer voxels across than this is outlined better at a finer spacing."""
 
 
@@ -124,13 +124,13 @@ def paint_adaptively(
 def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
     """Diameter in mm (of a ball of equal volume) of what lies in the region's middle; its share of the outer shell.
 
-    It is the component above the threshold, or above half of the middle's peak where that is more.
+    It is the component above the threshold, or above 0.6 of the middle's peak where that is more.
     """
     residual = region.residual
     spacing = float(residual.spacing[0])
     distance = np.linalg.norm(np.indices(residual.shape) - (len(residual.voxels) - 1) / 2, axis=0) * spacing
     peak = float(np.percentile(residual.voxels[distance < 0.5 * region.radius_mm], 98))
-    above = residual.voxels > max(threshold_hu, 0.5 * peak)
+    above = residual.voxels > max(threshold_hu, 0.6 * peak)
     finding = Finding(as_point(region.center), region.radius_mm, 1.0)
     component = component_at(above, residual, (slice(0, None),) * 3, finding)
     if component is None:

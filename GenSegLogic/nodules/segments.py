@@ -17,8 +17,10 @@ REGION = Code("SCT", "39607008", "Lung")
 COLORS = ((0.90, 0.25, 0.20), (0.95, 0.65, 0.10), (0.20, 0.60, 0.90), (0.55, 0.30, 0.80), (0.15, 0.70, 0.45))
 SMALLEST_MM3 = 8.0
 """A ball of 2.5 mm: anything smaller is noise."""
-RELATIVE_THRESHOLD = 0.4
-"""Dense nodules blur beyond their surface: a voxel also needs this part of its nodule's peak (from validation)."""
+RELATIVE_THRESHOLD = 0.45
+PEAK_REACH_MM = 4.0
+"""What is dense blurs beyond its surface: a voxel also needs this part of the peak within this reach (from validation).
+A dense core thus has its own edge, and leaves the ground glass farther out alone."""
 
 
 Point = tuple[float, float, float]
@@ -53,13 +55,14 @@ def nodules_from_residual(
         lungs: mask on the same grid, or None.
         findings: in the order of the segments; a finding without any voxel above the threshold has no segment.
         threshold_hu: absolute, in HU.
-        relative: part of its nodule's peak that a voxel needs besides.
+        relative: part of the peak within PEAK_REACH_MM that a voxel needs besides.
     """
     labels = np.zeros(residual.shape, np.uint8 if len(findings) < 256 else np.uint16)
     segments = []
     for number, finding in enumerate(findings, start=1):
         window = window_around(residual, np.array(finding.center), finding.radius_mm)
-        above = residual.voxels[window] > max(threshold_hu, relative * peak_near(residual, finding))
+        values = residual.voxels[window]
+        above = (values > threshold_hu) & (values > relative * peak_within_reach(values, residual.spacing))
         if lungs is not None:
             above &= lungs.voxels[window] > 0
         free = labels[window] == 0
@@ -81,10 +84,10 @@ def window_around(volume: Volume, center: np.ndarray, radius_mm: float) -> tuple
     return tuple(slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(low, high, volume.shape, strict=True))
 
 
-def peak_near(residual: Volume, finding: Finding) -> float:
-    """Peak of the residual in HU in the middle of a finding's region: the 98th percentile, against noise."""
-    middle = residual.voxels[window_around(residual, np.array(finding.center), 0.5 * finding.radius_mm)]
-    return float(np.percentile(middle, 98)) if middle.size else 0.0
+def peak_within_reach(values: np.ndarray, spacing_ijk: np.ndarray) -> np.ndarray:
+    """At every voxel (K, J, I), the largest value in the box of PEAK_REACH_MM each way."""
+    size = [2 * round(PEAK_REACH_MM / float(step)) + 1 for step in spacing_ijk[::-1]]
+    return ndimage.maximum_filter(values, size)
 
 
 def component_at(

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +15,24 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..progress import Progress
 
+Network = TypeVar("Network", bound=nn.Module)
 CHECKPOINT = "checkpoint.pt"
 CURVE = "curve.json"
 
 
 def train(
-    network: nn.Module,
-    loss_of: Callable[[nn.Module, dict[str, Tensor]], Tensor],
+    network: Network,
+    loss_of: Callable[[Network, dict[str, Tensor]], Tensor],
     batches: Iterator[dict[str, Tensor]],
     folder: Path,
     minutes: float,
     progress: Progress,
     learning_rate: float = 1e-3,
     ema_decay: float = 0.995,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate: Callable[[Network], dict[str, float]] | None = None,
     bfloat16: bool = True,
     device: torch.device | str = "cpu",
-) -> tuple[nn.Module, list[dict[str, float]]]:
+) -> tuple[Network, list[dict[str, float]]]:
     """Train until ``minutes`` of computing are spent; a checkpoint in ``folder`` is taken up where it stopped.
 
     One-cycle schedule over the time budget, AdamW, gradient clipping, exponential moving average of the weights.
@@ -87,7 +89,7 @@ def train(
             row = {"step": step, "minutes": round(spent, 2), "loss": round(running, 5)}
             if validate is not None:
                 averaged.eval()
-                row |= {name: round(value, 5) for name, value in validate(averaged.module).items()}
+                row |= {name: round(value, 5) for name, value in validate(cast(Network, averaged.module)).items()}
                 network.train()
             curve.append(row)
             (folder / CURVE).write_text(json.dumps(curve, indent=1))
@@ -98,4 +100,4 @@ def train(
             state = {"network": network.state_dict(), "averaged": averaged.state_dict(), "curve": curve}
             torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "minutes": spent}, partial)
             partial.replace(checkpoint)
-    return averaged.module.eval(), curve
+    return cast(Network, averaged.module.eval()), curve

@@ -16,6 +16,7 @@ from ..anatomy import ORGANS
 from ..bundles import Bundle, find_bundle, load_bundle, write_bundle
 from ..bundles.bundle import METADATA_PATH
 from ..errors import GenSegError
+from ..networks.sam2 import Sam2
 from ..progress import Progress, part
 from .organs_data import GRIDS, LOOKS, draw_cases, load_scans
 
@@ -52,6 +53,7 @@ def prior(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     if sam2_bundle.kind != "sam2":
         raise GenSegError(f"{sam2_bundle.folder} is a {sam2_bundle.kind}, but the priors need a bundle of kind sam2.")
     network = load_bundle(sam2_bundle).networks["sam2"]
+    assert isinstance(network, Sam2)  # a bundle of kind sam2 holds one
     train, held_out, left = _phantoms(output, minutes, seed, progress)
     for number, (modality, name) in enumerate(PRIOR_BUNDLES.items()):
         work = output.with_name(f"{output.name}-{modality.lower()}.work")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +39,8 @@ def draw_cases(folder: Path, count: int, first_seed: int, split: str, minutes: f
             continue
         first = abdomen_phantom(first_seed + number, LOOKS[0], split)
         grid = GRIDS[LOOKS[0]]
-        arrays = {"labels": grid.apply_labels(first.labels, first.image),
-                  "tissues": grid.apply_labels(first.tissues, first.image)}
+        arrays: dict[str, Any] = {"labels": grid.apply_labels(first.labels, first.image),
+                                  "tissues": grid.apply_labels(first.tissues, first.image)}
         for look in LOOKS:
             image = abdomen_phantom(first_seed + number, look, split).image
             arrays[look] = np.round(255 * GRIDS[look].apply(image, first.image).voxels).astype(np.uint8)

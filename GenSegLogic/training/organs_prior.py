@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..anatomy import ORGANS
 from ..networks.memory_prior import MemoryPrior
 from ..networks.sam2 import Sam2
-from ..organs.diffusam.learning import LabelledScan, batches, fit_normalisation, loss_of
+from ..organs.diffusam.learning import (
+    LabelledScan,
+    batches,
+    drawing_loss,
+    fit_normalisation,
+    freeze_reading,
+    reading_loss,
+)
 from ..organs.diffusam.prior import new_prior
-from ..progress import Progress
+from ..progress import Progress, part
 from .loop import train
 
 PAIRS = 6
+READING_SHARE = 0.65
+"""Part of the time in which the read-out is learned; then it is frozen and memories are drawn on top of it."""
+Loss = Callable[[MemoryPrior, Sam2, dict[str, Tensor]], Tensor]
 LOOKS: dict[str, tuple[str, ...]] = {"CT": ("ct",), "MR": ("t1", "t2", "t2-spir")}
 RANDOM_SHARE = {"CT": 0.0, "MR": 0.3}
 """CT has one scale of grey values; MR sequences differ more than three looks can show."""
@@ -39,22 +49,29 @@ def fit(sam2: Sam2, modality: str, scans: Sequence[LabelledScan], held_out: Sequ
     sam2.eval().requires_grad_(False)
     prior, arguments = new_prior(sam2, len(ORGANS))
     share = RANDOM_SHARE[modality]
-    fit_normalisation(prior, sam2, batches(scans, PAIRS, seed + 1, share))
     fixed = batches(held_out, PAIRS, seed + 9, 0.0, 0.3)
     checks = [next(fixed) for _ in range(6)]
-
-    def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        return loss_of(network, sam2, batch)
-
-    trained, curve = train(prior, loss, batches(scans, PAIRS, seed, share), work, minutes, progress, 1e-3, 0.99,
-                           lambda network: validate(network, sam2, checks))
-    return trained, arguments, curve
+    reading, curve = train(
+        prior, lambda network, batch: reading_loss(network, sam2, batch), batches(scans, PAIRS, seed, share),
+        work / "reading", READING_SHARE * minutes, part(progress, 0, READING_SHARE), 1e-3, 0.99,
+        lambda network: validate(network, sam2, checks, reading_loss, "reading"),
+    )
+    prior.load_state_dict(reading.state_dict())
+    fit_normalisation(prior, sam2, batches(scans, PAIRS, seed + 1, share))
+    freeze_reading(prior)
+    trained, rows = train(
+        prior, lambda network, batch: drawing_loss(network, sam2, batch), batches(scans, PAIRS, seed + 2, share),
+        work / "drawing", (1 - READING_SHARE) * minutes, part(progress, READING_SHARE, 1), 1e-3, 0.99,
+        lambda network: validate(network, sam2, checks, drawing_loss, "drawing"),
+    )
+    return trained, arguments, [{"phase": 1, **row} for row in curve] + [{"phase": 2, **row} for row in rows]
 
 
 @torch.no_grad()
-def validate(prior: MemoryPrior, sam2: Sam2, checks: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+def validate(prior: MemoryPrior, sam2: Sam2, checks: Sequence[dict[str, Tensor]], loss: Loss,
+             name: str) -> dict[str, float]:
     """Loss on held-out phantoms, always at the same noise."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        losses = [float(loss_of(prior, sam2, batch, memory_share=1.0)) for batch in checks]
-    return {"validation_loss": sum(losses) / len(losses)}
+        losses = [float(loss(prior, sam2, batch)) for batch in checks]
+    return {f"validation_loss_{name}": sum(losses) / len(losses)}

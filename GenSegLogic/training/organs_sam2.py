@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -64,7 +65,7 @@ def initialise(sam2: Sam2) -> None:
                 nn.init.zeros_(module.bias)
     model = sam2.model
     for layer in model.memory_encoder.memory_fuser.layers:
-        nn.init.constant_(layer.scale, 0.1)
+        nn.init.constant_(cast(Tensor, layer.scale), 0.1)
     for embedding in (model.vision_encoder.backbone.pos_embed, model.vision_encoder.backbone.pos_embed_window,
                       model.memory_temporal_positional_encoding):
         nn.init.normal_(embedding, std=0.02)
@@ -193,6 +194,7 @@ def fit(scans: Sequence[LabelledScan], held_out: Sequence[LabelledScan], work: P
     """Train on phantoms in all looks; returns SAM 2 and the curve."""
     torch.manual_seed(seed)
     sam2 = build("sam2", {"size": SIZE})
+    assert isinstance(sam2, Sam2)
     initialise(sam2)
     fixed = batches(held_out, PAIRS, seed + 9, 0.3)
     checks = [next(fixed) for _ in range(4)]

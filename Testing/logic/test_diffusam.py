@@ -16,7 +16,7 @@ from GenSegLogic.networks.sam2 import Features, Sam2
 from GenSegLogic.organs.diffusam import adapt as adaptation
 from GenSegLogic.organs.diffusam.adapt import adapt
 from GenSegLogic.organs.diffusam.canonical import CanonicalGrid
-from GenSegLogic.organs.diffusam.learning import LabelledScan, batches, loss_of, pick
+from GenSegLogic.organs.diffusam.learning import LabelledScan, batches, drawing_loss, pick, reading_loss
 from GenSegLogic.organs.diffusam.models import OrganModels, organ_models
 from GenSegLogic.organs.diffusam.prior import new_prior, sample, select_organs
 from GenSegLogic.organs.diffusam.propagate import segment
@@ -93,8 +93,8 @@ class Oracle(torch.nn.Module):
     def normalise(self, memory: torch.Tensor) -> torch.Tensor:
         return (memory - 1) / 2
 
-    def restore(self, normalised: torch.Tensor) -> torch.Tensor:
-        return 2 * normalised + 1
+    def restore(self, difference: torch.Tensor, guess: torch.Tensor) -> torch.Tensor:
+        return 2 * difference + 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
@@ -227,8 +227,14 @@ def test_the_loss_reaches_the_whole_prior(models: OrganModels, scan: tuple[Volum
     labelled = LabelledScan((scan[0].voxels,), scan[1], np.ones((len(scan[1]), len(ORGANS)), np.uint8))
     for parameter in prior.parameters():
         parameter.data.add_(0.01 * torch.randn_like(parameter))  # past the zeros of the residual blocks
-    loss_of(prior, models.sam2, next(batches([labelled], 3, 0)), memory_share=1.0).backward()
-    assert [name for name, value in prior.named_parameters() if value.grad is None or not value.grad.any()] == []
+    batch = next(batches([labelled], 3, 0))
+    read = {id(parameter) for parameter in prior.reading()}
+    for loss, reading in ((reading_loss, True), (drawing_loss, False)):
+        prior.zero_grad(set_to_none=True)
+        loss(prior, models.sam2, batch).backward()
+        for name, value in prior.named_parameters():
+            reached = value.grad is not None and bool(value.grad.any())
+            assert reached is ((id(value) in read) is reading), name
 
 
 def test_organs_that_are_not_known_are_not_learned() -> None:

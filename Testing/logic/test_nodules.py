@@ -27,12 +27,12 @@ WINDOW = (-1000.0, 400.0)
 
 def two_balls(points: np.ndarray) -> np.ndarray:
     """HU that two nodules of 10 and 6 mm add."""
-    return soft_ball(FIRST, 5.0, 800, 0)(points) + soft_ball(SECOND, 3.0, 500, 0)(points)
+    return soft_ball(FIRST, 5.0, 800, 0)(points) + soft_ball(SECOND, 3.1, 500, 0)(points)
 
 
 def nodule_mask(points: np.ndarray) -> np.ndarray:
     """What belongs to them: above 200 HU and above a part of each one's own peak."""
-    first, second = soft_ball(FIRST, 5.0, 800, 0)(points), soft_ball(SECOND, 3.0, 500, 0)(points)
+    first, second = soft_ball(FIRST, 5.0, 800, 0)(points), soft_ball(SECOND, 3.1, 500, 0)(points)
     return (first > max(200, RELATIVE_THRESHOLD * 800)) | (second > max(200, RELATIVE_THRESHOLD * 500))
 
 
@@ -54,7 +54,7 @@ def region(center: tuple[float, float, float], radius_mm: float, height: float) 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_residuals_arrive_at_their_place_on_the_scans_grid(orientation: str) -> None:
     image = draw(lambda points: np.full(points.shape[:-1], -850), orientation, SPACING, SHAPE, np.int16)
-    residual = combine(image, [region(FIRST, 5.0, 800), region(SECOND, 3.0, 500)])
+    residual = combine(image, [region(FIRST, 5.0, 800), region(SECOND, 3.1, 500)])
     expected = draw(two_balls, orientation, SPACING, SHAPE)
     assert residual.voxels.dtype == np.float32 and np.array_equal(residual.affine, image.affine)
     error = np.abs(residual.voxels - expected.voxels)
@@ -115,7 +115,7 @@ def test_a_higher_threshold_never_adds_a_voxel() -> None:
     residual = draw(two_balls, "oblique", SPACING, SHAPE)
     residual = residual.with_voxels((residual.voxels + noise).astype(np.float32))
     masks = [nodules_from_residual(residual, None, FINDINGS[:1], threshold).labelmap.voxels > 0
-             for threshold in (250.0, 350.0, 450.0, 600.0)]
+             for threshold in (450.0, 530.0, 600.0, 700.0)]
     for wide, narrow in pairwise(masks):
         assert narrow.any() and wide.sum() > narrow.sum()
         assert not (narrow & ~wide).any()

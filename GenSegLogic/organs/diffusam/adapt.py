@@ -9,32 +9,36 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ...anatomy import ORGANS
 from ...bundles import Bundle, find_bundle, load_bundle, write_bundle
 from ...errors import GenSegError
+from ...networks.memory_prior import MemoryPrior
 from ...progress import Progress, part, silent
 from ...volume import Volume
-from .learning import LabelledScan, batches, loss_of
+from .learning import LabelledScan, batches, drawing_loss, freeze_reading, reading_loss
 from .models import OrganModels, organ_models
 from .prior import select_organs
-from .propagate import segment
+from .propagate import look_at, segment
 from .self_training import pseudo_label
 from .task import modality_of
 
 PAIRS = 4
 LEARNING_RATE = 6e-4
+READING_SHARE = 0.65
+"""Part of the time in which the read-out is learned, before memories are drawn on top of it."""
 CHECKS = 8
-"""How often the held-out case is looked at."""
+"""How often the held-out case is looked at in either part."""
 PATIENCE = 3
 """Checks without improvement after which learning stops."""
 HELD_OUT_FROM = 3
@@ -175,11 +179,11 @@ def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels
         raise GenSegError(f"The labels of {cases[0][0].name} hold none of the organs that {', '.join(models.organs)} "
                           "name; is the numbering another one?")
     scans = []
-    for voxels, labels in placed:
-        own = np.zeros_like(labels)
+    for voxels, given in placed:
+        own = np.zeros_like(given)
         for value, name in numbers.items():
             if name in learned:
-                own[labels == value] = 1 + learned.index(name)
+                own[given == value] = 1 + learned.index(name)
         scans.append(LabelledScan((voxels,), own, np.ones((len(own), len(learned)), np.uint8)))
     return scans, learned
 
@@ -188,8 +192,7 @@ def _few_shot(scans: list[LabelledScan], models: OrganModels, minutes: float, se
     """Returns the prior, the curve, sentences, and facts for the metadata."""
     held_out = scans[-1] if len(scans) >= HELD_OUT_FROM else None
     learned = scans if held_out is None else scans[:-1]
-    check = None if held_out is None else lambda prior: mean_dice(models, prior, held_out)
-    prior, curve, stopped = _train(models, batches(learned, PAIRS, seed, strength=1.2), minutes, progress, check)
+    prior, curve, stopped = _train(models, batches(learned, PAIRS, seed, strength=1.2), minutes, progress, held_out)
     messages = ["With fewer than three cases, all are learned from and none is held out to tell when to stop."]
     if held_out is not None:
         best = max(row["held_out_dice"] for row in curve)
@@ -198,22 +201,23 @@ def _few_shot(scans: list[LabelledScan], models: OrganModels, minutes: float, se
     return prior, curve, messages, {"held_out": 0 if held_out is None else 1}
 
 
-def mean_dice(models: OrganModels, prior: nn.Module, scan: LabelledScan) -> float:
-    """Mean Dice over the organs that are in a labelled scan, from one member at two steps."""
+def mean_dice(models: OrganModels, prior: nn.Module, scan: LabelledScan, drawing: bool) -> float:
+    """Mean Dice over the organs that are in a labelled scan: of the propagation, or of the read-out alone."""
     current = OrganModels(models.sam2, prior, models.organs, models.grid)  # type: ignore[arg-type]
-    volume = Volume(_voxels(scan.images[0]), np.eye(4), "held-out case")
-    found = segment(volume, current, models.organs, steps=2, samples=1).probabilities
+    volume = Volume(scan.images[0], np.eye(4), "held-out case")
+    if drawing:
+        found = segment(volume, current, models.organs, steps=2, samples=1).probabilities
+        masks = [found[name] > 0.5 for name in models.organs]
+    else:
+        readout = look_at(volume, current).context.readout
+        enlarged = F.interpolate(readout, volume.shape[1:], mode="bilinear").cpu().numpy()
+        masks = [enlarged[:, place] > 0 for place in range(len(models.organs))]
     scores = []
-    for place, name in enumerate(models.organs):
+    for place, mask in enumerate(masks):
         truth = scan.labels == place + 1
         if truth.any():
-            mask = found[name] > 0.5
             scores.append(2 * float((mask & truth).sum()) / float(mask.sum() + truth.sum()))
     return float(np.mean(scores)) if scores else 0.0
-
-
-def _voxels(image: np.ndarray) -> np.ndarray:
-    return image.astype(np.float32) / 255 if image.dtype == np.uint8 else image
 
 
 # Source-free
@@ -254,16 +258,36 @@ def _source_free(images: Sequence[Volume], models: OrganModels, minutes: float, 
 
 
 def _train(models: OrganModels, source: Iterator[dict[str, Tensor]], minutes: float, progress: Progress,
-           check: Callable[[nn.Module], float] | None):
-    """Train on a copy of the prior with a cosine schedule and averaged weights; best of the checks, else the last.
+           held_out: LabelledScan | None) -> tuple[MemoryPrior, list[dict[str, float]], bool]:
+    """Train a copy of the prior: first its reading, then, with that frozen, its drawing of memories.
 
     Returns:
         The prior, the curve, and whether it stopped early.
     """
-    device = next(models.prior.parameters()).device
-    prior = copy.deepcopy(models.prior).train().requires_grad_(True)
+    prior = copy.deepcopy(models.prior)
+    curve: list[dict[str, float]] = []
+    stopped = False
+    for drawing in (False, True):
+        prior.train().requires_grad_(True)
+        if drawing:
+            freeze_reading(prior)
+        share = 1 - READING_SHARE if drawing else READING_SHARE
+        begin, end = (READING_SHARE, 1.0) if drawing else (0.0, READING_SHARE)
+        prior, rows, early = _phase(prior, models, source, share * minutes, part(progress, begin, end), held_out, drawing)
+        curve += [{"phase": 1 + int(drawing), **row} for row in rows]
+        stopped |= early
+    return prior, curve, stopped
+
+
+def _phase(prior: MemoryPrior, models: OrganModels, source: Iterator[dict[str, Tensor]], minutes: float,
+           progress: Progress, held_out: LabelledScan | None,
+           drawing: bool) -> tuple[MemoryPrior, list[dict[str, float]], bool]:
+    """One phase: cosine schedule, averaged weights; the best of the checks on the held-out case, else the last."""
+    device = next(prior.parameters()).device
+    loss_of = drawing_loss if drawing else reading_loss
     averaged = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.98))
-    optimizer = torch.optim.AdamW(prior.parameters(), lr=LEARNING_RATE, weight_decay=1e-2, betas=(0.9, 0.98))
+    trained = [parameter for parameter in prior.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=1e-2, betas=(0.9, 0.98))
     bfloat16 = _is_fast_in_bfloat16(device)
     curve: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor]] | None = None
@@ -279,18 +303,18 @@ def _train(models: OrganModels, source: Iterator[dict[str, Tensor]], minutes: fl
             loss = loss_of(prior, models.sam2, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(prior.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         averaged.update_parameters(prior)
         running = float(loss.detach()) if running == 0.0 else 0.95 * running + 0.05 * float(loss.detach())
         spent += (time.monotonic() - began) / 60
-        progress(min(spent / minutes, 1.0), f"Learning, loss {running:.3f}")
+        progress(min(spent / minutes, 1.0), f"Learning to {'draw' if drawing else 'read'}, loss {running:.3f}")
         if len(curve) < int(CHECKS * spent / minutes):
             row = {"minutes": round(spent, 2), "loss": round(running, 4)}
-            if check is not None:
+            if held_out is not None:
                 averaged.eval()
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    row["held_out_dice"] = round(check(averaged.module), 4)
+                    row["held_out_dice"] = round(mean_dice(models, averaged.module, held_out, drawing), 4)
                 improved = best is None or row["held_out_dice"] > best[0]
                 stale = 0 if improved else stale + 1
                 if improved:

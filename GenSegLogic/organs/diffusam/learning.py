@@ -13,14 +13,12 @@ from torch import Tensor
 from ...networks.memory_prior import MemoryPrior
 from ...networks.sam2 import Sam2
 from .augment import deformation, random_looks, recolour, warp
-from .prior import memory_loss, readout_loss
+from .prior import disturb, memory_loss, mine, readout_loss
 
 PICKS = 3
 """Organs a slice that memories are drawn for, in every batch."""
 MOST_PRESENT = 14
 """Pairs of a slice and an organ that is there, in every batch."""
-MEMORY_SHARE = 0.4
-"""Part of the batches in which memories are drawn."""
 MASK_EDGE = 4
 """Masks of SAM 2 are this much finer than its memory."""
 
@@ -128,43 +126,52 @@ def organ_masks(labels: Tensor, organs: int) -> Tensor:
     return F.one_hot(labels.long(), organs + 1).permute(0, 3, 1, 2)[:, 1:].float()
 
 
-def loss_of(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor], memory_share: float = MEMORY_SHARE) -> Tensor:
-    """The prior's loss on a batch of :func:`batches`. SAM 2 is only read.
-
-    Memories are drawn and decoded in a part of the batches only, chosen at random: the others train the read-out, from
-    all slices, in a third of the time.
-    """
+def reading_loss(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor]) -> Tensor:
+    """Loss of the read-out on all slices of a batch of :func:`batches`. SAM 2 is only read."""
     with torch.no_grad():
         features = sam2.encode(batch["image"])
     edge = MASK_EDGE * sam2.memory_size
-    whole = bool(torch.rand(()) < memory_share)
-    used = slice(1, None, 2) if whole else slice(None)
-    labels, known, now = batch["labels"][used], batch["known"][used], features.select(used)
-    truth = F.adaptive_avg_pool2d(organ_masks(labels, prior.organs), edge)
-    trust = F.adaptive_avg_pool2d(batch["trust"][used, None], edge)
-    context = prior.look(now)
-    loss = readout_loss(context, truth, known, trust)
-    if not whole:
-        return loss
-    rows, organ = pick(labels, known)
+    truth = F.adaptive_avg_pool2d(organ_masks(batch["labels"], prior.organs), edge)
+    trust = F.adaptive_avg_pool2d(batch["trust"][:, None], edge)
+    return readout_loss(prior.look(features), truth, batch["known"], trust)
+
+
+def drawing_loss(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor]) -> Tensor:
+    """Loss of the memories on a batch of :func:`batches`; SAM 2 and the prior's reading are only read."""
+    with torch.no_grad():
+        features = sam2.encode(batch["image"])
+        context = prior.look(features)
+    rows, organ = pick(batch["labels"][1::2], batch["known"][1::2])
     if not len(rows):
-        return loss
-    masks = (labels[rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
+        return 0.0 * sum(parameter.sum() for parameter in prior.exit.parameters())
+    masks = (batch["labels"][1::2][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
     masks_before = (batch["labels"][0::2][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
-    before = features.select(slice(0, None, 2))
-    return loss + memory_loss(prior, sam2, now, before, context, masks, masks_before, rows, organ)
+    count = len(batch["labels"])
+    odd, even = torch.arange(1, count, 2), torch.arange(0, count, 2)
+    return memory_loss(prior, sam2, features.select(odd), features.select(even), context.select(odd),
+                       context.select(even), masks, masks_before, rows, organ)
+
+
+def freeze_reading(prior: MemoryPrior) -> None:
+    """Leave what :func:`reading_loss` trains as it is, so that :func:`drawing_loss` trains the rest."""
+    for parameter in prior.reading():
+        parameter.requires_grad_(False)
 
 
 @torch.no_grad()
 def fit_normalisation(prior: MemoryPrior, sam2: Sam2, source: Iterator[dict[str, Tensor]], count: int = 8) -> None:
-    """Set the prior's mean and deviation of every channel of the memory from some batches."""
-    memories = []
+    """Set mean and deviation of every channel of the memory, and of its difference to the guess, from some batches."""
+    memories, guesses = [], []
     for _ in range(count):
         batch = next(source)
         features = sam2.encode(batch["image"])
         rows, organ = pick(batch["labels"], batch["known"])
+        own = features.select(rows)
         masks = (batch["labels"][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
-        memories.append(sam2.remember_mask(features.select(rows), masks).float())
-    stacked = torch.cat(memories)
+        memories.append(sam2.remember_mask(own, masks).float())
+        guesses.append(sam2.remember(own, disturb(mine(prior.look(features).select(rows), organ))).float())
+    stacked, guessed = torch.cat(memories), torch.cat(guesses)
     prior.mean.copy_(stacked.mean((0, 2, 3), keepdim=True))
     prior.std.copy_(stacked.std((0, 2, 3), keepdim=True).clamp_min(1e-3))
+    difference = (stacked - guessed) / prior.std
+    prior.spread.copy_(difference.square().mean((0, 2, 3), keepdim=True).sqrt().clamp_min(1e-2))

@@ -63,5 +63,8 @@ def organ_models(organs: LoadedBundle, sam2: LoadedBundle) -> OrganModels:
     if sam2.bundle.kind != "sam2" or sam2.bundle.digest != metadata["sam2"]["digest"]:
         raise GenSegError(f"{organs.bundle.name} was trained for {metadata['sam2']['name']} with the digest "
                           f"{metadata['sam2']['digest'][:12]}, not for {sam2.bundle.name}; fetch or train it again.")
-    return OrganModels(sam2.networks["sam2"], organs.networks["prior"], tuple(metadata["organs"]),
+    network, prior = sam2.networks["sam2"], organs.networks["prior"]
+    if not isinstance(network, Sam2) or not isinstance(prior, MemoryPrior):
+        raise GenSegError(f"{organs.bundle.name} or {sam2.bundle.name} holds another network than its kind says.")
+    return OrganModels(network, prior, tuple(metadata["organs"]),
                        CanonicalGrid.from_metadata(metadata["image"]))

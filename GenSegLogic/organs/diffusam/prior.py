@@ -19,7 +19,7 @@ from ...networks.sam2 import Features, Sam2
 
 DROP_PREVIOUS = 0.2
 """Part of the training in which the slice before is not known."""
-MASK_WEIGHT = 1.0
+MASK_WEIGHT = 2.0
 
 
 def sample(prior: MemoryPrior, sam2: Sam2, features: Features, context: Context, organ: Tensor,
@@ -43,7 +43,7 @@ def sample(prior: MemoryPrior, sam2: Sam2, features: Features, context: Context,
         level = torch.full((len(organ),), t, device=x.device)
         return (prior(x, level, context.image, readout, guess, before, known, organ) - x) / t
 
-    return prior.restore(euler(velocity, noise, times(1.0, 0.0, steps)))
+    return prior.restore(euler(velocity, noise, times(1.0, 0.0, steps)), guess)
 
 
 def mine(context: Context, organ: Tensor) -> Tensor:
@@ -119,6 +119,7 @@ def memory_loss(
     features: Features,
     before: Features,
     context: Context,
+    context_before: Context,
     masks: Tensor,
     masks_before: Tensor,
     rows: Tensor,
@@ -127,27 +128,29 @@ def memory_loss(
 ) -> Tensor:
     """Loss on n pairs of a slice and an organ: ||P(x_t, t, c, p, organ) - M*||^2, and what we add.
 
-    Ours: the cells of the organ count more, and the estimate is decoded by the frozen SAM 2 and its mask compared.
+    Ours: the cells of the organ count more, the estimate is decoded by the frozen SAM 2 and its mask compared, and half
+    of the slices before are as the read-out has them instead of the truth, for a propagation meets its own errors.
 
     Args:
         prior, sam2: the networks; SAM 2 is frozen.
         features, before: of the B slices and of the slices before them.
-        context: of the B slices.
+        context, context_before: likewise.
         masks, masks_before: (n, 1, S, S) of the organ in the slice and in the one before.
         rows: (n,) slice of each pair.
         organ: (n,) index of each.
         decoded: how many of the n are decoded, the first ones.
     """
-    own = features.select(rows)
+    own, other, count = features.select(rows), before.select(rows), len(rows)
     with torch.no_grad():
-        clean = prior.normalise(sam2.remember_mask(own, masks))
-        previous = prior.normalise(sam2.remember_mask(before.select(rows), blur_masks(masks_before)))
-        previous = previous + 0.3 * torch.rand(len(rows), 1, 1, 1, device=clean.device) * torch.randn_like(previous)
         readout = disturb(mine(context.select(rows), organ))
         guess = guess_of(prior, sam2, own, readout)
-    count = len(rows)
+        clean = prior.difference(prior.normalise(sam2.remember_mask(own, masks)), guess)
+        edge = masks.shape[-1]
+        read = F.interpolate(disturb(mine(context_before.select(rows), organ)).sigmoid(), (edge, edge), mode="bilinear")
+        from_truth = torch.rand(count, 1, 1, 1, device=masks.device) < 0.5
+        previous = prior.normalise(sam2.remember_mask(other, torch.where(from_truth, blur_masks(masks_before), read)))
     known = (torch.rand(count, device=clean.device) >= DROP_PREVIOUS).float()
-    # Half of the training at pure noise or near it, where few steps spend most of their evaluations.
+    # A third of the training at pure noise, where few steps spend most of their evaluations.
     t = torch.rand(count, device=clean.device) ** 0.5
     t = torch.where(torch.rand(count, device=clean.device) < 0.3, torch.ones_like(t), t.clamp_min(0.02))
     x = interpolant(clean, torch.randn_like(clean), t.view(-1, 1, 1, 1))
@@ -155,7 +158,7 @@ def memory_loss(
     cells = F.adaptive_max_pool2d(masks, clean.shape[-1])
     loss = ((estimate - clean).square().mean(1, keepdim=True) * (1 + 4 * cells)).mean()
     part = slice(0, decoded)
-    result = sam2.decode(own.select(part), prior.restore(estimate[part]))
+    result = sam2.decode(own.select(part), prior.restore(estimate[part], guess[part]))
     target = F.adaptive_avg_pool2d(masks[part], result.mask_logits.shape[-1])
     return loss + MASK_WEIGHT * mask_loss(result.mask_logits, target)
 
