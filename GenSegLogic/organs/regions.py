@@ -32,7 +32,8 @@ class _Component:
 def plausible(probabilities: Mapping[str, np.ndarray], grid: Volume) -> dict[str, np.ndarray]:
     """One connected component of every organ, its holes filled; 0 elsewhere, everywhere where there is none.
 
-    Of a pair, the two heaviest components that lie in the right order are taken, or the heavier one alone.
+    Of a pair, the two heaviest components that lie in the right order are taken, or the heavier one alone. Where
+    organs overlap, the more probable one has the voxel, and what this cuts off an organ goes to the other one.
 
     Args:
         probabilities: organ -> (k, j, i) float32 in [0, 1], on ``grid``.
@@ -44,18 +45,25 @@ def plausible(probabilities: Mapping[str, np.ndarray], grid: Volume) -> dict[str
     for right, left in PAIRS:
         if chosen.get(right) and chosen.get(left):
             chosen[right], chosen[left] = _in_order(found[right], found[left])
-    kept = {}
-    for name, component in chosen.items():
-        values = probabilities[name]
-        if component is None:
-            kept[name] = np.zeros_like(values)
-            continue
-        part = labelled[name] == component.number
-        filled = ndimage.binary_fill_holes(part)
-        # A voxel's rim of lower probabilities stays, so that the border can be interpolated.
-        kept[name] = np.where(ndimage.binary_dilation(part) & ((labelled[name] == 0) | part), values, 0)
-        kept[name][filled & ~part] = 1.0
+    kept = {name: _only(probabilities[name], labelled[name], component) for name, component in chosen.items()}
+    # The largest first: what its neighbours cut off it goes back to them before they are looked at.
+    for values in sorted(kept.values(), key=lambda values: -float(values.sum())):
+        best = np.max(list(kept.values()), axis=0)
+        won = (values > 0.5) & (values >= best)
+        numbered = ndimage.label(won)[0]
+        parts = _components(numbered, values, grid)
+        part = numbered == parts[0].number if parts else np.zeros(won.shape, bool)
+        values[won & ~part] = 0
+        values[ndimage.binary_fill_holes(part) & (best <= 0.5)] = 1.0
     return kept
+
+
+def _only(values: np.ndarray, labels: np.ndarray, component: _Component | None) -> np.ndarray:
+    """Probabilities in one component and in a rim of a voxel round it, so that its border can be interpolated."""
+    if component is None:
+        return np.zeros_like(values)
+    part = labels == component.number
+    return np.where(ndimage.binary_dilation(part) & ((labels == 0) | part), values, 0)
 
 
 def _components(labels: np.ndarray, probability: np.ndarray, grid: Volume) -> list[_Component]:

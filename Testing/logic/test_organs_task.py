@@ -79,6 +79,20 @@ def test_one_component_of_an_organ_is_kept_and_its_holes_are_filled() -> None:
     assert not kept["spleen"].any()
 
 
+def test_a_neighbour_neither_splits_an_organ_nor_is_covered_by_it() -> None:
+    """A band of kidney is more certain than the liver that it crosses: one piece of liver stays, the other is kidney's
+    where the kidney reaches; a gallbladder inside of the liver is no hole of it."""
+    liver = box(MIDDLE, slice(5, 25), slice(4, 24), 0.8)
+    band = box(MIDDLE, slice(5, 25), slice(18, 21), 0.9)
+    kidney = np.maximum(band, box(MIDDLE, slice(5, 25), slice(21, 26), 0.6))
+    gallbladder = box(slice(5, 7), slice(10, 14), slice(8, 12), 0.9)
+    kept = plausible({"liver": np.where(gallbladder > 0, 0, liver), "right_kidney": kidney,
+                      "gallbladder": gallbladder}, GRID)
+    labels = label_scan(kept, GRID, GRID).voxels
+    assert (labels[MIDDLE, 5:25, 4:18] != 2).all() and (labels[MIDDLE, 5:25, 18:26] == 2).all()
+    assert np.array_equal(labels == ORGANS["gallbladder"].label, gallbladder > 0)
+
+
 def test_the_most_certain_component_wins_and_not_the_largest() -> None:
     certain, vague = box(MIDDLE, slice(5, 15), slice(5, 15), 0.95), box(MIDDLE, slice(25, 36), slice(25, 36), 0.55)
     assert np.array_equal(plausible({"liver": np.maximum(certain, vague)}, GRID)["liver"] > 0.5, certain > 0.5)
