@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nodules.lungs import lung_mask
+from ..nodules.lungs import lung_mask, with_margin
 from ..nodules.search import find_candidates
 from ..progress import Progress, part
 from ..volume import Volume
@@ -185,7 +185,7 @@ def _false_voxels(job: Job, models: Models, half_mm: float) -> Record:
 
 def search_scan(scan: cases.Scan, models: Mapping[str, Models]) -> Record:
     """Search a whole scan as the task does, with each predictor, and say which nodule holds each candidate's centre."""
-    lungs = lung_mask(scan.image)
+    lungs = with_margin(lung_mask(scan.image))
     return {
         "diameters_mm": list(scan.diameters_mm),
         "kinds": list(scan.kinds),

@@ -49,7 +49,7 @@ def lung_mask(image: Volume) -> Volume:
         )
     mask = np.zeros_like(air)
     for label in large:
-        mask |= close_by(labels == label, CLOSING_MM / LUNG_GRID_MM) & ~outside
+        mask |= close_by(labels == label, CLOSING_MM / LUNG_GRID_MM)
     return Volume(mask.astype(np.uint8), affine, f"lungs of {image.name}")
 
 

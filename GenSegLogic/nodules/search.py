@@ -100,7 +100,8 @@ def find_candidates(
     logits = logit_volume(image, lungs, predictor, window_hu, lambda fraction: progress(0.7 * fraction))
     inside = resample_like(lungs, logits, "nearest", 0).voxels > 0
     spacing = logits.spacing[::-1]
-    finite = np.maximum(logits.voxels, -30)
+    # What lies outside must not hide the peak of a nodule that leans on it.
+    finite = np.where(inside, np.maximum(logits.voxels, -30), -30)
     size = np.maximum(1, 2 * np.round(PEAK_DISTANCE_MM / spacing).astype(int) // 2 * 2 + 1)
     peaks = np.argwhere((ndimage.maximum_filter(finite, tuple(size)) == finite) & inside & np.isfinite(logits.voxels))
     far = finite[tuple(peaks.T)]

@@ -119,10 +119,10 @@ class NoduleTask(Task):
         if points:
             candidates = [(point, None) for point in points]
         else:
-            assert lungs is not None  # without seed points the lungs were found or given
+            assert within is not None  # without seed points the lungs were found or given
             searching = part(progress, 0.03, 0.3)
             found = find_candidates(
-                image, lungs, predictor, flow.window_hu, lambda fraction: searching(fraction, "Searching the lungs")
+                image, within, predictor, flow.window_hu, lambda fraction: searching(fraction, "Searching the lungs")
             )
             kept = [candidate for candidate in found if candidate.probability >= self.probability]
             if len(kept) > self.most:
