@@ -201,6 +201,7 @@ def _few_shot(scans: list[LabelledScan], models: OrganModels, minutes: float, se
     return prior, curve, messages, {"held_out": 0 if held_out is None else 1}
 
 
+@torch.no_grad()
 def mean_dice(models: OrganModels, prior: nn.Module, scan: LabelledScan, drawing: bool) -> float:
     """Mean Dice over the organs that are in a labelled scan: of the propagation, or of the read-out alone."""
     current = OrganModels(models.sam2, prior, models.organs, models.grid)  # type: ignore[arg-type]
@@ -272,8 +273,8 @@ def _train(models: OrganModels, source: Iterator[dict[str, Tensor]], minutes: fl
         if drawing:
             freeze_reading(prior)
         share = 1 - READING_SHARE if drawing else READING_SHARE
-        begin, end = (READING_SHARE, 1.0) if drawing else (0.0, READING_SHARE)
-        prior, rows, early = _phase(prior, models, source, share * minutes, part(progress, begin, end), held_out, drawing)
+        within = part(progress, READING_SHARE, 1.0) if drawing else part(progress, 0.0, READING_SHARE)
+        prior, rows, early = _phase(prior, models, source, share * minutes, within, held_out, drawing)
         curve += [{"phase": 1 + int(drawing), **row} for row in rows]
         stopped |= early
     return prior, curve, stopped
