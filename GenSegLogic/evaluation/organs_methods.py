@@ -15,7 +15,7 @@ from torch import Tensor
 from ..anatomy import ORGANS
 from ..bundles import find_bundle
 from ..datasets.organ_cases import OrganCase
-from ..networks.sam2 import MEMORY_CHANNELS
+from ..networks.sam2 import MEMORY_CHANNELS, Features
 from ..organs.diffusam.canonical import CanonicalGrid
 from ..organs.diffusam.models import OrganModels
 from ..organs.diffusam.prior import sample
@@ -91,11 +91,12 @@ def regressor(models: OrganModels, organs: Sequence[str]) -> Segmenter:
     def segment(case: OrganCase) -> Found:
         context = look_at(models.grid.apply(case.image), models).context
 
-        def source(features, slices, index, previous, generator):  # type: ignore[no-untyped-def]
+        def source(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
+                   generator: torch.Generator) -> Tensor:
             rows = torch.as_tensor(slices, device=features.low.device)
             size = models.sam2.memory_size
             nothing = torch.zeros(len(rows), MEMORY_CHANNELS, size, size, device=rows.device)
-            return sample(models.prior, models.sam2, features, context.select(rows), index.to(rows), previous, 1,
+            return sample(models.prior, models.sam2, features, context.select(rows), organs.to(rows), previous, 1,
                           nothing)
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
@@ -118,8 +119,9 @@ def mean_memory(models: OrganModels, organs: Sequence[str], learn: Sequence[Orga
                 count += len(slices)
         means[index] = total / max(count, 1)
 
-    def source(features, slices, index, previous, generator):  # type: ignore[no-untyped-def]
-        return means.to(features.low.device)[index]
+    def source(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
+               generator: torch.Generator) -> Tensor:
+        return means.to(features.low.device)[organs]
 
     return lambda case: find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 
@@ -131,8 +133,9 @@ def true_memory(models: OrganModels, organs: Sequence[str]) -> Segmenter:
     def segment(case: OrganCase) -> Found:
         truth = _masks(models, case)
 
-        def source(features, slices, index, previous, generator):  # type: ignore[no-untyped-def]
-            masks = torch.stack([truth(k, int(organ)) for k, organ in zip(slices, index, strict=True)])
+        def source(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
+                   generator: torch.Generator) -> Tensor:
+            masks = torch.stack([truth(k, int(organ)) for k, organ in zip(slices, organs, strict=True)])
             return models.sam2.remember_mask(features, masks[:, None].to(features.low.device))
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
