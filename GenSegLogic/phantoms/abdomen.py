@@ -65,7 +65,7 @@ class AbdomenPhantom:
 
     Attributes:
         image: float32; HU for the look "ct", arbitrary and not negative for the others.
-        labels: uint8, numbered as :data:`GenSegLogic.organs.anatomy.ORGANS`, on the image's grid.
+        labels: uint8, numbered as :data:`GenSegLogic.anatomy.ORGANS`, on the image's grid.
         tissues: uint8 of :class:`.abdomen_tissues.Tissue`, on the image's grid; for training in ever new contrasts.
         look: one of :data:`.abdomen_looks.LOOKS`.
         parameters: what was drawn for this patient and this scan, for tables and tests.
