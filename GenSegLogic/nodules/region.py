@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
-from torch import nn
+from torch.nn import functional
 
+from ..networks.predictors import NodulePredictor
 from ..volume import Volume, resample
 from .counterfactual import Counterfactual, Guidance, ball, counterfactual
 from .models import LatentFlow, normalise
@@ -18,6 +19,8 @@ from .segments import Finding, as_point, component_at
 REGION_RADIUS = 0.34
 """Radius of the region of interest as a fraction of the field's edge; the rest of the field is context."""
 RESIDUAL_BLUR_VOXELS = 0.5
+EVIDENCE_RANGE = 12.0
+"""Where the predictor's map lies this many logits below its peak in the middle, it sees nothing of the nodule there."""
 SHELL_SHARE = 0.06
 """A nodule that fills more of the shell under the region's edge than this is too large for the spacing."""
 SMALL_FOR_SPACING = 9.0
@@ -61,7 +64,7 @@ def paint(
     center: np.ndarray,
     spacing_mm: float,
     flow: LatentFlow,
-    predictor: nn.Module,
+    predictor: NodulePredictor,
     guidance: Guidance,
     generator: torch.Generator,
     callback: Callable[[int, int], None] = lambda step, steps: None,
@@ -79,7 +82,7 @@ def paint(
     residual = np.maximum(ndimage.gaussian_filter(residual, RESIDUAL_BLUR_VOXELS), 0)
     radius_mm = (radius + 1) * flow.downsampling * spacing_mm
     distance = np.linalg.norm(np.indices(residual.shape) - (flow.field_voxels - 1) / 2, axis=0) * spacing_mm
-    residual[distance > radius_mm] = 0
+    residual[(distance > radius_mm) | ~evidence(predictor, tensor)] = 0
     result = Region(
         center=np.asarray(center, float),
         residual=field.with_voxels(residual.astype(np.float32), "residual"),
@@ -90,11 +93,28 @@ def paint(
     return result, painted
 
 
+def evidence(predictor: NodulePredictor, image: torch.Tensor) -> np.ndarray:
+    """Where the predictor sees something of the nodule in the middle of a field, boolean (K, J, I).
+
+    Ours: guidance also thins out vessels, which the image-level gradient cannot tell from the nodule; the predictor's
+    own map of logits can.
+
+    Args:
+        predictor: its map is read at the image's resolution, by trilinear interpolation.
+        image: (1, 1, K, J, I) in [0, 1].
+    """
+    with torch.no_grad():
+        logits = predictor.logit_map(image).float()[None]
+    logits = functional.interpolate(logits, size=image.shape[2:], mode="trilinear")[0, 0]
+    middle = tuple(slice(n // 4, n - n // 4) for n in logits.shape)
+    return (logits > logits[middle].max() - EVIDENCE_RANGE).cpu().numpy()
+
+
 def paint_adaptively(
     image: Volume,
     center: np.ndarray,
     flow: LatentFlow,
-    predictor: nn.Module,
+    predictor: NodulePredictor,
     guidance: Guidance,
     generator: torch.Generator,
     threshold_hu: float,
