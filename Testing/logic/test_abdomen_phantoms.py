@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.cli import main
 from GenSegLogic.errors import GenSegError
-from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.phantoms.abdomen import ABDOMEN_SPLITS, AbdomenPhantom, abdomen_phantom
 from GenSegLogic.phantoms.abdomen_canvas import Canvas, bspline_field, expand
 from GenSegLogic.phantoms.abdomen_kinds import POPULATION
