@@ -3,7 +3,6 @@
 from typing import Any, Union
 
 import slicer
-import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import parameterNodeWrapper
@@ -11,23 +10,19 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModule,
     ScriptedLoadableModuleLogic,
     ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
 )
-from slicer.util import VTKObservationMixin
 
 import GenSegPanel  # noqa: F401 - first, for it makes GenSegLogic importable
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.nodules.task import NoduleTask
-from GenSegPanel import install, parameters, preflight, samples, timing
-from GenSegPanel.controls import JobControls
-from GenSegPanel.job import PanelJob
+from GenSegPanel import parameters, preflight, samples, timing
+from GenSegPanel.job import PanelJob, task_job
+from GenSegPanel.panel import DEVICES, TaskPanel
 from GenSegPanel.review import FindingsReview
 from GenSegPanel.service import PanelService, shared_service
-from GenSegScene import display, runs, volumes
+from GenSegScene import display, volumes
 from GenSegScene.segmentations import mask_from_node
-from GenSegScene.writing import results_to_scene
 
-DEVICES = ("auto", "cpu", "cuda")
 TYPICAL_REGIONS = 4  # that a search of the whole lung paints, for the estimate of time
 
 
@@ -77,29 +72,21 @@ class GenSegNodulesParameterNode:
 TASK_PARAMETERS = ("bundle", "predictor", "threshold", "steps", "guidance", "start", "probability", "most", "seed")
 
 
-class GenSegNodulesWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+class GenSegNodulesWidget(TaskPanel):
     """The panel."""
 
-    def __init__(self, parent=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-        VTKObservationMixin.__init__(self)
-        self.logic = None
-        self._parameterNode = None
-        self._guiTag = None
-        self._preflight = preflight.Preflight()
+    segmentationKey = "nodules_segmentation"
 
-    # Life cycle
+    def makeLogic(self):
+        """The logic on the service that all panels share."""
+        return GenSegNodulesLogic()
 
-    def setup(self):
-        """Load the widgets and connect them; called once, when the panel is first shown."""
-        ScriptedLoadableModuleWidget.setup(self)
-        widget = slicer.util.loadUI(self.resourcePath("UI/GenSegNodules.ui"))
-        self.layout.addWidget(widget)
-        self.ui = slicer.util.childWidgetVariables(widget)
-        widget.setMRMLScene(slicer.mrmlScene)
-        self.logic = GenSegNodulesLogic()
-        self.controls = JobControls(self.ui, self.onBegin)
-        self.review = FindingsReview(self.ui, self.parent, self.controls.tell)
+    def makeReview(self):
+        """Working through the findings."""
+        return FindingsReview(self.ui, self.parent, self.controls.tell)
+
+    def setupMore(self):
+        """Describe the controls as the task does, and connect the choices."""
         parameters.describe_widgets(NoduleTask, {
             "bundle": self.ui.bundleCombo, "predictor": self.ui.predictorCombo, "steps": self.ui.stepsSpinBox,
             "guidance": self.ui.guidanceSlider, "start": self.ui.startSlider,
@@ -108,85 +95,28 @@ class GenSegNodulesWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.inputSelector.toolTip = NoduleTask.inputs["image"]
         self.ui.lungsSelector.toolTip = NoduleTask.inputs["lungs"]
         self.ui.seedSelector.toolTip = NoduleTask.parameters()["seed_points"].metadata["help"]
-        self.ui.deviceCombo.addItems(list(DEVICES))
-
-        self.ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.review.setSegmentation)
-        self.ui.hardenButton.connect("clicked()", self.onHarden)
-        self.ui.bundlesFolderButton.connect("clicked()", self.onShowBundlesFolder)
         self.ui.bundleCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.predictorCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.deviceCombo.connect("currentIndexChanged(int)", self.onChoice)
-
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
         display.register_layout()
-        self.initializeParameterNode()
-
-    def cleanup(self):
-        """The panel goes away: end its job, and the service unless another panel needs it."""
-        if self.controls.busy:
-            self.controls.job.abandon()
-        self.exit()
-        self.review.setSegmentation(None)
-        self.removeObservers()
-        if not self.logic.service.jobs:
-            self.logic.service.stop()
 
     def enter(self):
         """The user opens the panel."""
-        self.initializeParameterNode()
+        super().enter()
         self.review.installKeys()
 
     def exit(self):
         """The user goes to another module; a job goes on."""
         self.review.removeKeys()
         self.ui.seedPlaceWidget.placeModeEnabled = False
-        self.setParameterNode(None)
+        super().exit()
 
-    def onSceneStartClose(self, caller=None, event=None):
-        """The job, if any, cancels itself."""
-        self.review.setSegmentation(None)
-        self.setParameterNode(None)
-
-    def onSceneEndClose(self, caller=None, event=None):
-        """Go on with the new scene if the panel is shown."""
-        if self.parent.isEntered:
-            self.initializeParameterNode()
-
-    # State
-
-    def initializeParameterNode(self):
-        """Take the scene's parameter node, and the first volume where none was chosen."""
-        self.setParameterNode(self.logic.getParameterNode())
-        if not self._parameterNode.inputVolume:
-            scans = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-                     if node.GetClassName() == "vtkMRMLScalarVolumeNode" and not node.GetAttribute(runs.RUN)]
-            if scans:
-                self._parameterNode.inputVolume = scans[0]
-
-    def setParameterNode(self, parameterNode):
-        """Show another parameter node, or none."""
-        if self._parameterNode is not None:
-            self._parameterNode.disconnectGui(self._guiTag)
-            self.removeObserver(self._parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
-        self._parameterNode = parameterNode
-        if parameterNode is None:
-            return
-        # The run comes first: its threshold is in the parameter node too, and moving the slider rewrites segments.
-        self.review.setSegmentation(parameterNode.result)
-        self._guiTag = parameterNode.connectGui(self.ui)
-        self.addObserver(parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
-        self.onParameters()
-
-    def onParameters(self, caller=None, event=None):
-        """Something was chosen: show it where no connection does, and look whether Apply can be pressed."""
+    def showParameters(self):
+        """Bundles and the place widget."""
         node = self._parameterNode
         parameters.fill_choices(self.ui.bundleCombo, parameters.bundle_names("flow"), node.bundle)
         parameters.fill_choices(self.ui.predictorCombo, parameters.bundle_names("predictor"), node.predictor)
-        parameters.fill_choices(self.ui.deviceCombo, list(DEVICES), node.device)
         self.ui.seedPlaceWidget.setCurrentNode(node.seedPoints)
-        self.checkCanApply()
 
     def onChoice(self, index):
         """A bundle or the device was chosen."""
@@ -204,59 +134,16 @@ class GenSegNodulesWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Show the preflight line and let Apply say why it is off."""
         node = self._parameterNode
         points = volumes.seed_points_from_markups(node.seedPoints)
-        self._preflight = preflight.check(
-            lambda: NoduleTask(seed_points=points, **self.taskParameters()), node.inputVolume,
-            (node.bundle, node.predictor), lambda task, volume: self.logic.expectedSeconds(task, volume, node.device))
-        self.ui.preflightLabel.text = self._preflight.text()
-        self.ui.hardenButton.visible = self._preflight.node_to_harden is not None
-        self.controls.setReady(self._preflight.ready, self._preflight.problem or _(
-            "Find the nodules; results are named after the scan and lie under it."))
+        self.showPreflight(preflight.check(
+            lambda: NoduleTask(seed_points=points, **self.taskParameters()), node.inputVolume, _bundles,
+            lambda task, volume: self.logic.expectedSeconds(task, volume, node.device), _("a chest CT")),
+            _("Find the nodules; results are named after the scan and lie under it."))
 
-    # Actions
-
-    def onBegin(self):
-        """Apply: install what is missing, then start; None if the user declined."""
-        if not install.ensure():
-            self.controls.tell(_("Nothing was installed, so nothing was started."))
-            return None
+    def begin(self):
+        """Start a job with what the panel shows."""
         node = self._parameterNode
-        return self.logic.start(
-            node.inputVolume, seedPoints=node.seedPoints, lungs=node.lungs, device=node.device,
-            onProgress=self.controls.progress, onFinished=self.onFinished, onFailed=self.onFailed,
-            onCancelled=self.onCancelled, **self.taskParameters())
-
-    def onFinished(self, nodes):
-        """Show the run that has just been written."""
-        results = self.controls.job.results
-        self.controls.tell(" ".join([results.summary, *results.messages]))
-        self.controls.update()
-        self.logic.getParameterNode().result = nodes["nodules_segmentation"]  # the panel may be closed meanwhile
-        self.review.setSegmentation(nodes["nodules_segmentation"])
-        self.ui.resultsCollapsible.collapsed = False
-
-    def onFailed(self, sentence):
-        """Say why; the scene is as it was."""
-        self.controls.fail(sentence, self.controls.job.details)
-        self.controls.update()
-
-    def onCancelled(self):
-        """Say so."""
-        self.controls.tell(_("Stopped; the scene is as it was."))
-        self.controls.update()
-
-    def onHarden(self):
-        """Use a copy of the scan with its transform applied."""
-        with slicer.util.tryWithErrorDisplay(_("The copy could not be made."), waitCursor=True):
-            self._parameterNode.inputVolume = volumes.harden_copy(self._preflight.node_to_harden)
-
-    def onShowBundlesFolder(self):
-        """Open the folder of fetched and imported bundles, which the user may empty."""
-        import qt
-
-        from GenSegLogic.bundles import cache_folder
-
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        qt.QDesktopServices.openUrl(qt.QUrl.fromLocalFile(str(cache_folder())))
+        return self.logic.start(node.inputVolume, seedPoints=node.seedPoints, lungs=node.lungs, device=node.device,
+                                **self.callbacks(), **self.taskParameters())
 
 
 class GenSegNodulesLogic(ScriptedLoadableModuleLogic):
@@ -330,36 +217,26 @@ class GenSegNodulesLogic(ScriptedLoadableModuleLogic):
 
     def expectedSeconds(self, task, volume, device="auto") -> float:
         """How long a task will take on a volume, as far as can be known before."""
-        return timing.expected_seconds(task.name, *_amount(task, volume), device)
+        return timing.expected_seconds(task.name, _steps(task), volume.voxels.size / 1e6, device)
 
-    def _job(self, inputVolume, seedPoints, lungs, device, show, taskParameters, onFinished=None, **callbacks):
+    def _job(self, inputVolume, seedPoints, lungs, device, show, taskParameters, **callbacks):
         scan = volumes.volume_from_node(inputVolume)
         try:
             task = NoduleTask(seed_points=volumes.seed_points_from_markups(seedPoints), **taskParameters)
         except TypeError as error:
             raise GenSegError(f"nodules has no such parameter ({error}): see NoduleTask.parameters().") from error
         mask = mask_from_node(lungs, inputVolume) if lungs is not None else None
-        amount = _amount(task, scan)
-
-        def write(results):
-            with slicer.util.RenderBlocker():
-                return results_to_scene(results, inputVolume, inputs={"lungs": lungs, "seed_points": seedPoints},
-                                        show=show)
-
-        def finished(nodes):
-            timing.remember(task.name, *amount, device, job.seconds)
-            if onFinished is not None:
-                onFinished(nodes)
-
-        job = PanelJob(self.service, task, preflight.inputs_with(scan, {"lungs": mask}), write, device,
-                       onFinished=finished, **callbacks)
-        return job
+        return task_job(self.service, task, inputVolume, scan, {"lungs": mask},
+                        {"lungs": lungs, "seed_points": seedPoints}, _steps(task), device, show, **callbacks)
 
 
-def _amount(task, volume) -> tuple[int, float]:
-    """Sampler steps over all regions, and the size of the volume in million voxels."""
-    regions = len(task.seed_points) or min(TYPICAL_REGIONS, task.most)
-    return task.steps * regions, volume.voxels.size / 1e6
+def _bundles(task, volume) -> tuple[str, ...]:
+    return task.bundle, task.predictor
+
+
+def _steps(task) -> int:
+    """Sampler steps over all regions."""
+    return task.steps * (len(task.seed_points) or min(TYPICAL_REGIONS, task.most))
 
 
 class GenSegNodulesTest(ScriptedLoadableModuleTest):
@@ -377,7 +254,7 @@ class GenSegNodulesTest(ScriptedLoadableModuleTest):
     def test_phantom_passes_preflight(self):
         """The sample is a CT that the task has no doubts about."""
         node = samples.add_chest_phantom()
-        found = preflight.check(NoduleTask, node, (), lambda task, volume: None)
+        found = preflight.check(NoduleTask, node, lambda task, volume: (), lambda task, volume: None, "a CT")
         self.assertTrue(found.ready, found.problem)
         self.assertIn("CT", found.summary)
         self.assertEqual(found.doubts, ())

@@ -16,7 +16,9 @@ from GenSegLogic.results import Results
 from GenSegLogic.service import ServiceGone
 from GenSegLogic.task import Task
 from GenSegLogic.volume import Volume
+from GenSegScene.writing import results_to_scene
 
+from . import timing
 from .service import PanelService
 
 STEP_SECONDS = 0.03
@@ -203,3 +205,33 @@ class PanelJob:
             self._onFailed(self.error)
         elif state == "cancelled" and self._onCancelled is not None:
             self._onCancelled()
+
+
+def task_job(service: PanelService, task: Task, node: Any, scan: Volume, masks: Mapping[str, Volume | None],
+             inputs: Mapping[str, Any], steps: int, device: str, show: bool,
+             onFinished: Callable[[dict[str, Any]], None] | None = None, **callbacks: Any) -> PanelJob:
+    """A job whose results go into the scene beside its input, and whose time is remembered for later estimates.
+
+    Args:
+        service, task, device: as for :class:`PanelJob`.
+        node: the scan's volume node. scan: what it holds.
+        masks: role -> further volumes for the task; None where the user gave none.
+        inputs: role -> further nodes that the run refers to.
+        steps: sampler steps in all, as :func:`GenSegPanel.timing.expected_seconds` counts them.
+        show: show the results in the slice views.
+        onFinished, callbacks: as for :class:`PanelJob`.
+    """
+    million_voxels = scan.voxels.size / 1e6
+
+    def write(results: Results) -> dict[str, Any]:
+        with slicer.util.RenderBlocker():
+            return results_to_scene(results, node, inputs=inputs, show=show)
+
+    def finished(nodes: dict[str, Any]) -> None:
+        timing.remember(task.name, steps, million_voxels, device, job.seconds)
+        if onFinished is not None:
+            onFinished(nodes)
+
+    volumes = {"image": scan} | {role: mask for role, mask in masks.items() if mask is not None}
+    job = PanelJob(service, task, volumes, write, device, onFinished=finished, **callbacks)
+    return job

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,18 +43,19 @@ class Preflight:
         return "\n".join(part for part in (self.problem, self.summary, *self.doubts) if part)
 
 
-def check(make_task: Callable[[], Task], scan: Any, bundles: tuple[str, ...],
-          expected_seconds: Callable[[Task, Volume], float | None]) -> Preflight:
+def check(make_task: Callable[[], Task], scan: Any, bundles: Callable[[Task, Volume], tuple[str, ...]],
+          expected_seconds: Callable[[Task, Volume], float | None], wanted: str) -> Preflight:
     """Look at a scan without any model; takes milliseconds.
 
     Args:
         make_task: builds the task from the panel's parameters; raises GenSegError where they do not fit.
         scan: the volume node, or None.
-        bundles: names of the bundles that the task will load.
+        bundles: names of the bundles that a task will load for a volume.
         expected_seconds: estimate for a task on a volume; None: not known.
+        wanted: what to choose where there is no scan ("a chest CT").
     """
     if scan is None:
-        return Preflight(problem=_("Choose a chest CT above, or load one with File > Add Data."))
+        return Preflight(problem=_("Choose {wanted} above, or load one with File > Add Data.").format(wanted=wanted))
     try:
         volume = volume_from_node(scan)
     except NeedsHardeningError as error:
@@ -63,18 +64,18 @@ def check(make_task: Callable[[], Task], scan: Any, bundles: tuple[str, ...],
         return Preflight(problem=str(error))
     try:
         task = make_task()
-        for name in bundles:
+        names = bundles(task, volume)
+        for name in names:
             find_bundle(name)
-        problem = ""
     except GenSegError as error:
         return Preflight(summary=_grid(volume), problem=str(error))
     need = task.memory_bytes({"image": volume}, Engine("cpu"))
     free = free_memory_bytes()
-    parts = [_grid(volume), " + ".join(bundles), _memory(need, free), _time(expected_seconds(task, volume))]
+    parts = [_grid(volume), " + ".join(names), _memory(need, free), _time(expected_seconds(task, volume))]
     doubts = list(task.preflight({"image": volume}))
     if free is not None and need > free:
         doubts.append(_("The memory looks too small: crop the scan or close other programs."))
-    return Preflight(" · ".join(part for part in parts if part), tuple(doubts), problem)
+    return Preflight(" · ".join(part for part in parts if part), tuple(doubts))
 
 
 def free_memory_bytes() -> int | None:
@@ -106,8 +107,3 @@ def _time(seconds: float | None) -> str:
     if seconds < 90:
         return _("takes about {seconds} s").format(seconds=max(5, round(seconds / 5) * 5))
     return _("takes about {minutes} min").format(minutes=round(seconds / 60))
-
-
-def inputs_with(scan: Volume, others: Mapping[str, Volume | None]) -> dict[str, Volume]:
-    """Role -> volume as a task takes them; roles without a volume are left out."""
-    return {"image": scan} | {role: volume for role, volume in others.items() if volume is not None}

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import qt
 import slicer
 from slicer.i18n import tr as _
-from slicer.util import VTKObservationMixin
 
 from GenSegLogic.errors import GenSegError
 from GenSegScene import display, findings, runs
 from GenSegScene.tables import SEGMENT_ID, STATUS, column_names
+
+from .run_review import RunReview, cell, is_shown
 
 _HIDDEN_COLUMNS = ("nodule", "name", SEGMENT_ID, STATUS)
 _THRESHOLD = "GenSeg.Threshold"  # what write_threshold leaves on the segmentation
 KEYS = {"N": "next", "P": "previous", "Y": "accept", "X": "reject"}
 
 
-class FindingsReview(VTKObservationMixin):
-    """Drives the widgets of a panel's results section for the run of one segmentation node.
+class FindingsReview(RunReview):
+    """Drives the widgets of the nodule panel's results section for the run of one segmentation node.
 
-    Nothing here runs a model. All state lies in the scene (segment status, table, display, layout), so that a saved
-    scene opens as it was left.
+    All state lies in the scene (segment status, table, display, layout).
     """
+
+    tableKey = "nodules_table"
 
     def __init__(self, ui: Any, parent: Any, tell: Any) -> None:
         """
@@ -32,19 +35,12 @@ class FindingsReview(VTKObservationMixin):
             parent: the panel, for dialogs.
             tell: called with one sentence for the status line.
         """
-        super().__init__()
-        self.ui, self._parent, self._tell = ui, parent, tell
-        self.node: Any = None
-        self._updating = False
+        super().__init__(ui, parent, tell)
         self._shortcuts: list[Any] = []
-        ui.findingsTable.connect("itemSelectionChanged()", self.onRowSelected)
         ui.nextButton.connect("clicked()", self.next)
         ui.previousButton.connect("clicked()", self.previous)
         ui.acceptButton.connect("clicked()", self.accept)
         ui.rejectButton.connect("clicked()", self.reject)
-        ui.copyButton.connect("clicked()", self.copy)
-        ui.exportButton.connect("clicked()", self.export)
-        ui.editButton.connect("clicked()", self.editInSegmentEditor)
         ui.thresholdSlider.connect("valueIsChanging(double)", self.onThresholdDragged)
         ui.thresholdSlider.connect("valueChanged(double)", self.onThresholdReleased)
         ui.fadeSlider.connect("valueChanged(double)", self.onFade)
@@ -56,22 +52,12 @@ class FindingsReview(VTKObservationMixin):
     # The run
 
     def setSegmentation(self, node: Any) -> None:
-        """Show the run that ``node`` belongs to; None: nothing."""
-        if self.node is not None:
-            self.removeObservers()
-        self.node = node
+        """Show the run that ``node`` belongs to, with its threshold; None: nothing."""
+        super().setSegmentation(node)
         if node is not None:
-            for event in (slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved,
-                          slicer.vtkSegmentation.SegmentModified):
-                self.addObserver(node, event, self._onSegmentsChanged)
             self._updating = True
             self.ui.thresholdSlider.value = self.threshold()
             self._updating = False
-        self.refresh()
-
-    def related(self, key: str) -> Any:
-        """Another node of the run (``residual``, ``counterfactual``, ``input``, ``nodules_table``), or None."""
-        return runs.related(self.node, key)
 
     def threshold(self) -> float:
         """The threshold in HU that the run's segments were made with."""
@@ -81,61 +67,38 @@ class FindingsReview(VTKObservationMixin):
         return float(runs.provenance_of(self.node).get("parameters", {}).get("threshold")
                      or self.ui.thresholdSlider.value)
 
-    def refresh(self) -> None:
-        """Show what the scene holds: rows, status, fading, layout; switch off what has no node."""
-        self._updating = True
-        try:
-            self._fillTable()
-            residual, counterfactual = self.related("residual"), self.related("counterfactual")
-            self.ui.fadeSlider.value = display.faded()
-            self.ui.residualCheckBox.checked = residual is not None and _is_shown(residual)
-            self.ui.sideBySideButton.checked = display.is_side_by_side()
-            self.ui.fadeSlider.enabled = counterfactual is not None
-            self.ui.sideBySideButton.enabled = counterfactual is not None or display.is_side_by_side()
-            self.ui.residualCheckBox.enabled = residual is not None
-            self.ui.copyButton.enabled = self.ui.exportButton.enabled = self.related("nodules_table") is not None
-            rows = self.ui.findingsTable.rowCount > 0
-            for button in (self.ui.nextButton, self.ui.previousButton, self.ui.acceptButton, self.ui.rejectButton):
-                button.enabled = rows
-            self.ui.editButton.enabled = self.node is not None
-        finally:
-            self._updating = False
+    def refreshMore(self) -> None:
+        """Fading, overlay, layout, and the buttons for rows."""
+        residual, counterfactual = self.related("residual"), self.related("counterfactual")
+        self.ui.fadeSlider.value = display.faded()
+        self.ui.residualCheckBox.checked = residual is not None and is_shown(residual)
+        self.ui.sideBySideButton.checked = display.is_side_by_side()
+        self.ui.fadeSlider.enabled = counterfactual is not None
+        self.ui.sideBySideButton.enabled = counterfactual is not None or display.is_side_by_side()
+        self.ui.residualCheckBox.enabled = residual is not None
+        rows = self.ui.findingsTable.rowCount > 0
+        for button in (self.ui.nextButton, self.ui.previousButton, self.ui.acceptButton, self.ui.rejectButton):
+            button.enabled = rows
 
-    def _fillTable(self) -> None:
-        widget, table = self.ui.findingsTable, self.related("nodules_table")
-        found = findings.findings(self.node) if self.node is not None else []
-        columns = [name for name in column_names(table) if name not in _HIDDEN_COLUMNS] if table is not None else []
-        row = self.currentRow()
-        widget.rowCount, widget.columnCount = len(found), 2 + len(columns)
-        widget.setHorizontalHeaderLabels([_("Finding"), _("Status"), *(table.GetColumnTitle(name) for name in columns)])
-        for index, finding in enumerate(found):
-            texts = [finding.name, _status_text(finding.status), *(_cell(finding.row.get(name)) for name in columns)]
-            for column, text in enumerate(texts):
-                widget.setItem(index, column, qt.QTableWidgetItem(text))
-        self._ids = [finding.segment_id for finding in found]
-        if 0 <= row < len(found):
-            widget.selectRow(row)
+    def headings(self) -> list[str]:
+        """Name, status and what was measured."""
+        return [_("Finding"), _("Status"), *(self.table().GetColumnTitle(name) for name in self._columns())]
 
-    def _onSegmentsChanged(self, caller: Any, event: str) -> None:
-        if not self._updating:
-            self.refresh()
+    def rows(self) -> list[tuple[str, Sequence[str]]]:
+        """The findings in the order of their segments."""
+        columns = self._columns()
+        return [(one.segment_id, [one.name, _status_text(one.status), *(cell(one.row.get(name)) for name in columns)])
+                for one in findings.findings(self.node)]
+
+    def emptyText(self) -> str:
+        """The threshold may have taken all of a finding."""
+        return _("This finding has no voxels at the present threshold.")
+
+    def _columns(self) -> list[str]:
+        table = self.table()
+        return [name for name in column_names(table) if name not in _HIDDEN_COLUMNS] if table is not None else []
 
     # Rows
-
-    def currentRow(self) -> int:
-        """The selected row, -1 without one."""
-        return self.ui.findingsTable.currentRow()
-
-    def currentSegment(self) -> str | None:
-        """Identifier of the selected finding's segment."""
-        row = self.currentRow()
-        return self._ids[row] if self.node is not None and 0 <= row < len(self._ids) else None
-
-    def onRowSelected(self) -> None:
-        """Jump the views to the selected finding."""
-        segment = self.currentSegment()
-        if segment is not None and not self._updating and not findings.jump_to_finding(self.node, segment):
-            self._tell(_("This finding has no voxels at the present threshold."))
 
     def next(self) -> None:
         """Go to the next finding, from the last to the first."""
@@ -207,8 +170,7 @@ class FindingsReview(VTKObservationMixin):
 
     def onResidual(self, shown: bool) -> None:
         """Show or hide the residual overlay."""
-        if not self._updating:
-            display.show_residual(self.related("residual") if shown else None)
+        self.onOverlay(self.related("residual"), shown)
 
     def onSideBySide(self, wanted: bool) -> None:
         """Put the scan beside its counterfactual in linked views, or give the user's layout back."""
@@ -220,41 +182,6 @@ class FindingsReview(VTKObservationMixin):
             display.enter_side_by_side(self.related(runs.INPUT), self.related("counterfactual"),
                                        self.related("residual") if self.ui.residualCheckBox.checked else None)
         self.refresh()
-
-    # Table and Segment Editor
-
-    def copy(self) -> None:
-        """Put the table on the clipboard, to be pasted into a report or a spreadsheet."""
-        slicer.app.clipboard().setText(findings.table_as_text(self.related("nodules_table")))
-        self._tell(_("The table is on the clipboard."))
-
-    def export(self) -> None:
-        """Ask for a file and write the table to it as CSV."""
-        table = self.related("nodules_table")
-        path = qt.QFileDialog.getSaveFileName(self._parent, _("Export findings"), f"{table.GetName()}.csv",
-                                              _("Comma-separated values (*.csv)"))
-        if path:
-            self.exportTo(path)
-
-    def exportTo(self, path: str) -> None:
-        """Write the table to ``path`` as CSV, coordinates in RAS."""
-        try:
-            written = findings.export_table(self.related("nodules_table"), path)
-        except GenSegError as error:
-            self._tell(str(error))
-        else:
-            self._tell(_("The table was written to {path}.").format(path=written))
-
-    def editInSegmentEditor(self) -> None:
-        """Open the run's segmentation in the Segment Editor with its scan and the selected finding."""
-        segment, scan = self.currentSegment(), self.related(runs.INPUT)
-        slicer.util.selectModule("SegmentEditor")
-        editor = slicer.modules.segmenteditor.widgetRepresentation().self().editor
-        editor.setSegmentationNode(self.node)
-        if scan is not None:
-            editor.setSourceVolumeNode(scan)
-        if segment is not None:
-            editor.setCurrentSegmentID(segment)
 
     # Keys
 
@@ -276,15 +203,5 @@ class FindingsReview(VTKObservationMixin):
         self._shortcuts = []
 
 
-def _is_shown(volume: Any) -> bool:
-    return any(composite.GetForegroundVolumeID() == volume.GetID() for composite in display.composites())
-
-
 def _status_text(status: str) -> str:
     return {findings.ACCEPTED: _("accepted"), findings.REJECTED: _("rejected")}.get(status, _("open"))
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) < 1 else f"{value:.1f}"
-    return "" if value is None else str(value)

@@ -31,6 +31,7 @@ SIDE_BY_SIDE_XML = f"""
 _PREVIOUS_LAYOUT = "GenSeg.PreviousLayout"
 _RESIDUAL_COLORS = "vtkMRMLColorTableNodeWarm1"  # built in, red to yellow: no file of the application is needed
 _RESIDUAL_OPACITY = 0.5
+_SURE = 0.98  # confidence from which on nothing is coloured
 # The residual is the foreground, because Slicer shows a colour legend for background, foreground and label only. The
 # counterfactual lies in the first layer above these: fading goes from the scan with its overlay to the bare
 # counterfactual.
@@ -63,9 +64,29 @@ def show_as_residual(node: Any, threshold: float, maximum: float, title: str) ->
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(0.0, max(maximum, threshold, 1.0))
     set_threshold(node, threshold)
+    _add_legend(node, title, "%.0f")
+
+
+def show_as_confidence(node: Any) -> None:
+    """Show a confidence volume, in [0, 1], as an overlay that colours what is doubtful: red 0, yellow nearly sure.
+
+    Clear are what is sure, or else the overlay would hide the scan, and what was not looked at, which has exactly 0.
+    """
+    display = node.GetDisplayNode()
+    display.SetAndObserveColorNodeID(_RESIDUAL_COLORS)
+    display.AutoWindowLevelOff()
+    display.SetWindowLevelMinMax(0.0, 1.0)
+    display.AutoThresholdOff()
+    display.ApplyThresholdOn()
+    display.SetThreshold(1e-6, _SURE)
+    _add_legend(node, "Confidence", "%.1f")
+
+
+def _add_legend(node: Any, title: str, number_format: str) -> None:
+    """A colour legend small enough for a small view; Slicer shows it while the volume is shown."""
     legend = slicer.modules.colors.logic().AddDefaultColorLegendDisplayNode(node)
     legend.SetTitleText(title)
-    legend.SetLabelFormat("%.0f")
+    legend.SetLabelFormat(number_format)
     legend.SetSize(0.12, 0.35)  # of the view: Slicer's default covers a quarter of a small one
     legend.GetTitleTextProperty().SetFontSize(12)
     legend.GetLabelTextProperty().SetFontSize(11)

@@ -19,6 +19,7 @@ _TITLES = {
     "short_axis_mm": "Short axis (mm)",
     "mean_axis_mm": "Mean axis (mm)",
     "volume_mm3": "Volume (mm³)",
+    "volume_ml": "Volume (ml)",
     "solid_percent": "Solid (%)",
     "mean_hu": "Mean HU",
 }

@@ -19,6 +19,7 @@ from .transaction import SceneTransaction
 from .volumes import volume_to_node
 
 _RESIDUAL = "residual"
+_CONFIDENCE = "confidence"
 
 
 def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, Any] | None = None,
@@ -63,6 +64,8 @@ def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, 
             if stem == _RESIDUAL:
                 threshold = float(results.provenance.get("parameters", {}).get("threshold") or 0.0)
                 display.show_as_residual(node, threshold, float(volume.voxels.max()), f"{stem.capitalize()} (HU)")
+            elif stem == _CONFIDENCE:
+                display.show_as_confidence(node)
             else:
                 display.show_like(node, input_node)
         for stem, segmentation in results.segmentations.items():

@@ -1,0 +1,241 @@
+"""The organ panel as a user meets it: real widgets, real scene, the real service on small random networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import panel_stand_in
+import pytest
+import slicer
+import vtk
+
+from GenSegLogic.anatomy import ORGANS
+from GenSegLogic.errors import GenSegError
+from GenSegScene import display, runs
+
+MODULE = Path(__file__).parents[2] / "GenSegExtension" / "GenSegOrgans" / "GenSegOrgans.py"
+PRIOR, SAM2 = "tiny-ct", "tiny-sam2"
+
+
+@pytest.fixture(scope="module")
+def organ_bundles():
+    """A SAM 2 and two priors with random weights where fetched bundles lie; they do not know the pancreas."""
+    from GenSegLogic.bundles.folders import cached_bundles_folder
+    from Testing.logic.organ_bundles import write_organ_bundles
+
+    return write_organ_bundles(cached_bundles_folder(), names=(SAM2, PRIOR, "tiny-mr"))
+
+
+@pytest.fixture(scope="module")
+def organ_service(organ_bundles):
+    """GenSeg's own service, shared by the panels while these tests run."""
+    from GenSegPanel import service as module
+
+    before, module._shared = module._shared, module.PanelService()
+    yield module._shared
+    module._shared.stop()
+    module._shared = before
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    """A small CT phantom of the abdomen."""
+    from GenSegLogic.phantoms.abdomen import abdomen_phantom
+
+    return abdomen_phantom(3, "ct", "test", size=48, slices=6).image
+
+
+@pytest.fixture
+def abdomen(phantom):
+    """The phantom as a CT in the scene."""
+    from GenSegScene.volumes import volume_to_node
+
+    node = volume_to_node(phantom.with_voxels(phantom.voxels.astype(np.int16)), "Abdomen")
+    node.SetAttribute("DICOM.Modality", "CT")
+    return node
+
+
+@pytest.fixture
+def panel(organ_service):
+    """The panel of GenSegOrgans, entered, on an empty scene, set to the random prior and its least work."""
+    module = panel_stand_in.add_module(MODULE)
+    slicer.util.selectModule("GenSegOrgans")
+    widget = module.self()
+    widget.ui.bundleCombo.currentIndex = widget.ui.bundleCombo.findText(PRIOR)
+    widget.ui.stepsSpinBox.value = widget.ui.samplesSpinBox.value = 1
+    yield widget
+    slicer.util.selectModule("SegmentEditor")
+    service, jobs = organ_service, list(organ_service.jobs)
+    service.jobs.add("keep the process for the next test")
+    module.unload()
+    service.jobs.discard("keep the process for the next test")
+    assert not jobs
+
+
+def tick(panel, *names):
+    """Tick these organs alone, as a user does."""
+    import qt
+
+    panel.ui.noOrgansButton.click()
+    for name in names:
+        panel.ui.organsList.item(list(ORGANS).index(name)).setCheckState(qt.Qt.Checked)
+
+
+def apply_and_wait(panel):
+    """Press Apply and wait until the job has ended."""
+    panel.ui.applyButton.click()
+    assert panel.controls.busy, panel.ui.statusLabel.text
+    assert panel_stand_in.process_events(240, lambda: not panel.controls.busy), "it did not end in time"
+    return panel.controls.job
+
+
+def nodes():
+    """All nodes of the scene but those of views and parameters, which come and go by themselves."""
+    return {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")
+            if not node.IsA("vtkMRMLScriptedModuleNode")}
+
+
+@pytest.fixture
+def done(panel, abdomen):
+    """The panel after a job on two organs, one of which the random prior never sees."""
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    tick(panel, "liver", "gallbladder")
+    job = apply_and_wait(panel)
+    assert job.state == "done", job.error
+    return panel
+
+
+def test_apply_is_off_and_says_why_until_there_is_a_scan(panel, abdomen):
+    assert not panel.ui.applyButton.enabled
+    assert "Choose a CT or MR of the abdomen above" in panel.ui.preflightLabel.text
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    assert panel.ui.applyButton.enabled, panel.ui.preflightLabel.text
+    for part in ("CT, 48 × 48 × 6 voxels", f"{PRIOR} + {SAM2}", "GB", "takes about"):
+        assert part in panel.ui.preflightLabel.text
+
+
+def test_every_control_of_a_parameter_has_the_tasks_range_and_tool_tip(panel):
+    from GenSegLogic.organs.diffusam.task import OrgansTask
+
+    ui, fields = panel.ui, OrgansTask.parameters()
+    for name, widget in {"steps": ui.stepsSpinBox, "samples": ui.samplesSpinBox, "seed": ui.seedSpinBox}.items():
+        assert widget.toolTip == fields[name].metadata["help"]
+        assert widget.minimum == fields[name].metadata["minimum"]
+        assert fields[name].metadata["maximum"] in (widget.maximum, None)
+    assert ui.bundleCombo.toolTip == fields["bundle"].metadata["help"]
+    assert ui.organsList.toolTip == fields["organs"].metadata["help"]
+    assert ui.bundleCombo.itemText(0) == "auto" and ui.bundleCombo.findText(SAM2) < 0
+
+
+def test_the_list_offers_what_the_bundle_knows_and_none_is_refused(panel, abdomen):
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    hidden = [name for row, name in enumerate(ORGANS) if panel.ui.organsList._object.isRowHidden(row)]
+    assert hidden == ["pancreas"]
+    assert panel.taskParameters()["organs"] == ()  # all that it knows
+    tick(panel, "liver", "spleen")
+    assert panel.taskParameters()["organs"] == ("spleen", "liver")
+    panel.ui.noOrgansButton.click()
+    assert not panel.ui.applyButton.enabled and "Tick at least one organ." in panel.ui.preflightLabel.text
+    panel.ui.allOrgansButton.click()
+    assert panel.ui.applyButton.enabled and panel.taskParameters()["organs"] == ()
+
+
+def test_a_bundle_that_is_not_here_is_named(panel, abdomen):
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    panel._parameterNode.bundle = "prior-of-another-computer"
+    assert not panel.ui.applyButton.enabled
+    assert "prior-of-another-computer" in panel.ui.preflightLabel.text
+
+
+def test_apply_ends_with_segments_table_and_confidence(done, abdomen):
+    node = done.review.node
+    assert node.GetName() == "Abdomen organs" and "1 of 2 organs found." in done.ui.statusLabel.text
+    segmentation = node.GetSegmentation()
+    assert [segmentation.GetNthSegment(index).GetName() for index in range(2)] == ["Gallbladder", "Liver"]
+    terminology = vtk.reference("")
+    assert segmentation.GetNthSegment(1).GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), terminology)
+    assert "10200004" in str(terminology)  # SNOMED's liver
+    table = done.ui.findingsTable
+    assert [table.horizontalHeaderItem(column).text() for column in range(4)] == [
+        "Organ", "Volume (ml)", "Mean intensity", "Confidence"]
+    assert [table.item(row, 0).text() for row in range(2)] == ["Gallbladder", "Liver"]
+    assert float(table.item(0, 1).text()) == 0 < float(table.item(1, 1).text())
+    assert runs.provenance_of(node)["parameters"]["organs"] == ["gallbladder", "liver"]
+    assert runs.related(node, "confidence").GetName() == "Abdomen confidence"
+    assert done.ui.applyButton.text == "Apply" and done.ui.applyButton.enabled
+
+
+def test_a_row_moves_the_views_and_an_empty_organ_says_so(done):
+    done.ui.findingsTable.selectRow(0)
+    assert "was not found" in done.ui.statusLabel.text
+    slice_node = slicer.util.getNodesByClass("vtkMRMLSliceNode")[0]
+    before = slice_node.GetSliceToRAS().GetElement(2, 3)
+    done.ui.findingsTable.selectRow(1)
+    liver = done.review.currentSegment()
+    wanted = done.review.node.GetSegmentCenterRAS(liver)[2]
+    assert slice_node.GetSliceToRAS().GetElement(2, 3) == pytest.approx(wanted) and before != pytest.approx(wanted)
+    done.ui.editButton.click()
+    assert slicer.modules.segmenteditor.segment == liver
+    slicer.util.selectModule("GenSegOrgans")
+
+
+def test_the_confidence_is_an_overlay_that_colours_only_what_is_doubtful(done):
+    confidence = runs.related(done.review.node, "confidence")
+    assert not done.ui.confidenceCheckBox.checked
+    done.ui.confidenceCheckBox.checked = True
+    assert {composite.GetForegroundVolumeID() for composite in display.composites()} == {confidence.GetID()}
+    shown = confidence.GetDisplayNode()
+    assert 0 < shown.GetLowerThreshold() < 0.01 and 0.9 < shown.GetUpperThreshold() < 1
+    assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (0, 1)
+    done.ui.confidenceCheckBox.checked = False
+    assert all(composite.GetForegroundVolumeID() is None for composite in display.composites())
+
+
+def test_a_saved_scene_opens_as_it_was_left(done, tmp_path):
+    slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(False)
+    assert done.ui.findingsTable.rowCount == 0 and done.review.node is None
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert done.ui.inputSelector.currentNode().GetName() == "Abdomen"
+    assert done.ui.bundleCombo.currentText == PRIOR
+    assert done.taskParameters()["organs"] == ("gallbladder", "liver")
+    assert done.ui.findingsTable.rowCount == 2
+
+
+def test_cancel_leaves_the_scene_as_it_was(panel, abdomen):
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    panel.ui.samplesSpinBox.value, panel.ui.stepsSpinBox.value = 4, 8
+    before = nodes()
+    panel.ui.applyButton.click()
+    assert panel.ui.applyButton.text == "Cancel"
+    assert panel_stand_in.process_events(120, lambda: "slice by slice" in panel.ui.statusLabel.text)
+    panel.ui.applyButton.click()
+    assert panel_stand_in.process_events(120, lambda: not panel.controls.busy)
+    assert panel.controls.job.state == "cancelled" and nodes() == before
+    assert panel.ui.statusLabel.text == "Stopped; the scene is as it was."
+
+
+def test_the_logic_runs_without_the_panel_and_refuses_in_one_sentence(panel, abdomen):
+    from GenSegOrgans import GenSegOrgansLogic
+
+    logic = GenSegOrgansLogic()
+    made = logic.run(abdomen, bundle=PRIOR, organs=("spleen",), steps=1, samples=1)
+    assert set(made) == {"organs_segmentation", "organs_table", "confidence"}
+    before = nodes()
+    with pytest.raises(GenSegError, match="There is no organ 'heart'"):
+        logic.run(abdomen, organs=("heart",))
+    with pytest.raises(GenSegError, match="organs has no such parameter"):
+        logic.run(abdomen, speed=3)
+    with pytest.raises(GenSegError, match="No volume is selected"):
+        logic.run(None)
+    assert nodes() == before
+
+
+def test_the_modules_self_test_passes(panel):
+    import GenSegOrgans
+
+    slicer.util.selectModule("SegmentEditor")
+    test = GenSegOrgans.GenSegOrgansTest()
+    test.runTest()
+    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
