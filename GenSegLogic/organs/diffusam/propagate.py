@@ -116,7 +116,8 @@ def segment(
     index = torch.tensor([models.organs.index(name) for name in organs])
     presence = scan.context.presence.sigmoid().cpu()[:, index]
     highest = presence.max(0).values
-    there = [place for place in range(len(organs)) if highest[place] >= PRESENT]
+    seen = (scan.context.readout > 0).flatten(2).any(2).any(0).cpu()[index]
+    there = [place for place in range(len(organs)) if highest[place] >= PRESENT and seen[place]]
     starts = best_slices(scan.context, index)
     fronts = _Fronts(models, scan, source, generator)
     logits = fronts.run([(int(index[place]), int(starts[place])) for place in there], presence[:, there], samples,
