@@ -18,6 +18,7 @@ from GenSegLogic.bundles import find_bundle
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.organs.diffusam.task import AUTO, BUNDLES, OrgansTask, modality_of
 from GenSegPanel import parameters, preflight, timing
+from GenSegPanel.adaptation_section import AdaptationSection
 from GenSegPanel.job import PanelJob, task_job
 from GenSegPanel.organ_review import OrganReview
 from GenSegPanel.panel import DEVICES, TaskPanel
@@ -55,6 +56,7 @@ class GenSegOrgansParameterNode:
     steps: parameters.annotation(OrgansTask, "steps")
     samples: parameters.annotation(OrgansTask, "samples")
     seed: parameters.annotation(OrgansTask, "seed")
+    cases: int = 0  # pairs to learn from, kept as node references by GenSegPanel.adaptation_section
 
 
 class GenSegOrgansWidget(TaskPanel):
@@ -80,8 +82,18 @@ class GenSegOrgansWidget(TaskPanel):
         self.ui.organsList.connect("itemChanged(QListWidgetItem*)", self.onTick)
         self.ui.allOrgansButton.connect("clicked()", self.onAllOrgans)
         self.ui.noOrgansButton.connect("clicked()", self.onNoOrgans)
+        self.adaptation = AdaptationSection(self.ui, lambda: self._parameterNode, self.onLearned)
         self.ui.bundleCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.deviceCombo.connect("currentIndexChanged(int)", self.onChoice)
+
+    def cleanup(self):
+        """The panel goes away: end its job and its learning."""
+        self.adaptation.stop()
+        super().cleanup()
+
+    def onLearned(self, name):
+        """Choose the bundle that was learned; the panel may be closed meanwhile."""
+        self.logic.getParameterNode().bundle = name
 
     def showParameters(self):
         """Bundles, and the organs that the chosen one knows."""
@@ -94,6 +106,7 @@ class GenSegOrgansWidget(TaskPanel):
             self.ui.organsList.item(row).setCheckState(qt.Qt.Checked if name in ticked else qt.Qt.Unchecked)
             self.ui.organsList.setRowHidden(row, name not in known)
         self.ui.organsList.blockSignals(blocked)
+        self.adaptation.refresh()
 
     def tickedOrgans(self) -> tuple[str, ...]:
         """Names of the organs that are ticked, whether the bundle knows them or not."""

@@ -239,3 +239,78 @@ def test_the_modules_self_test_passes(panel):
     test = GenSegOrgans.GenSegOrgansTest()
     test.runTest()
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+
+
+@pytest.fixture
+def marked(phantom, abdomen):
+    """A segmentation of two organs of the phantom, as a person would name its segments."""
+    from GenSegLogic.phantoms.abdomen import abdomen_phantom
+    from GenSegLogic.results import Segmentation
+    from GenSegScene.segmentations import segmentation_to_node
+
+    labels = abdomen_phantom(3, "ct", "test", size=48, slices=6).labels
+    kept = np.where(np.isin(labels.voxels, [ORGANS["liver"].label, ORGANS["spleen"].label]), labels.voxels, 0)
+    return segmentation_to_node(
+        Segmentation(labels.with_voxels(kept), (ORGANS["liver"].segment(), ORGANS["spleen"].segment())), "Marked",
+        abdomen)
+
+
+def add_case(panel, scan, segmentation):
+    """Choose a pair and add it."""
+    panel.ui.caseScanSelector.setCurrentNode(scan)
+    panel.ui.caseSegmentationSelector.setCurrentNode(segmentation)
+    panel.ui.addCaseButton.click()
+
+
+def test_cases_are_picked_kept_and_refused_in_words(panel, abdomen, marked):
+    from GenSegPanel.adaptation import case_from_nodes
+
+    assert not panel.ui.adaptButton.enabled
+    panel.ui.addCaseButton.click()
+    assert "Choose a scan and the segmentation" in panel.ui.adaptStatusLabel.text
+    add_case(panel, abdomen, marked)
+    add_case(panel, abdomen, marked)  # the same pair is one case
+    assert panel.ui.casesList.count == 1 and panel.ui.casesList.item(0).text() == "Abdomen + Marked"
+    scan, labels = case_from_nodes(abdomen, marked)
+    assert set(np.unique(labels.voxels)) == {0, ORGANS["liver"].label, ORGANS["spleen"].label}
+    assert np.array_equal(labels.affine, scan.affine)
+    panel.ui.adaptNameEdit.text = "tiny-ct"
+    panel.ui.adaptButton.click()
+    assert "Choose a new name" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+    slicer.mrmlScene.RemoveNode(marked)
+    panel.adaptation.refresh()
+    assert panel.ui.casesList.count == 0 and not panel.ui.adaptButton.enabled
+
+
+def test_a_segmentation_without_an_organs_name_is_refused(panel, abdomen, marked):
+    segmentation = marked.GetSegmentation()
+    for index in range(2):
+        segmentation.GetNthSegment(index).SetName(f"Segment_{index}")
+    add_case(panel, abdomen, marked)
+    panel.ui.adaptButton.click()
+    assert "Marked marks no organ on Abdomen" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+
+
+def test_learning_ends_with_a_bundle_that_is_chosen_and_can_be_used(panel, abdomen, marked):
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    add_case(panel, abdomen, marked)
+    panel.ui.adaptNameEdit.text = "my-organs"
+    panel.ui.adaptMinutesSpinBox.value = 0.1
+    panel.ui.adaptButton.click()
+    assert panel.adaptation.busy and panel.ui.adaptButton.text == "Stop learning", panel.ui.adaptStatusLabel.text
+    assert panel_stand_in.process_events(300, lambda: not panel.adaptation.busy)
+    assert panel.adaptation.adaptation.state == "done", panel.ui.adaptStatusLabel.text
+    assert "my-organs" in panel.ui.adaptStatusLabel.text and panel.ui.bundleCombo.currentText == "my-organs"
+    assert panel.knownOrgans() == ("spleen", "liver") and panel.ui.applyButton.enabled
+
+
+def test_learning_can_be_stopped(panel, abdomen, marked):
+    from GenSegPanel.parameters import bundle_names
+
+    add_case(panel, abdomen, marked)
+    panel.ui.adaptNameEdit.text = "stopped"
+    panel.ui.adaptButton.click()
+    assert panel.adaptation.busy
+    panel.ui.adaptButton.click()
+    assert panel.adaptation.adaptation.state == "cancelled" and panel.ui.adaptButton.text == "Adapt"
+    assert "stopped" not in bundle_names("organs")

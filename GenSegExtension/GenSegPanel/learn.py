@@ -1,0 +1,65 @@
+"""The process that learns from a user's own cases; :mod:`GenSegPanel.adaptation` starts it, by path.
+
+    python learn.py ROOT FOLDER
+
+ROOT is the folder that GenSegLogic lies in, FOLDER holds ``request.json`` and the cases as ``case_N.npz``. Standard
+output gets one JSON object a line: ``fraction`` and ``message`` while it learns, at the end ``bundle`` and
+``messages``, or ``error``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = sys.argv[1]  # in place of this folder, whose modules could shadow a library's
+
+import numpy as np
+
+from GenSegLogic.errors import GenSegError
+from GenSegLogic.volume import Volume
+
+
+def say(**words: Any) -> None:
+    """One line for the process that waits."""
+    print(json.dumps(words), flush=True)
+
+
+def learn(folder: Path) -> None:
+    """Learn as the request says and write the bundle, whole or not at all.
+
+    Raises:
+        GenSegError: if the cases or the source bundle cannot be used.
+    """
+    from GenSegLogic.bundles import find_bundle
+    from GenSegLogic.engine import Engine
+    from GenSegLogic.organs.diffusam.adapt import adapt
+
+    request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    cases = []
+    for case in request["cases"]:
+        with np.load(folder / case["file"]) as parts:
+            image = Volume(parts["image"], parts["affine"], case["name"], case["metadata"])
+            cases.append((image, image.with_voxels(parts["labels"])))
+    adapted = adapt(cases, find_bundle(request["source"]), request["minutes"], request["seed"],
+                    lambda fraction, message: say(fraction=fraction, message=message),
+                    device=str(Engine(request["device"]).device))
+    bundle = adapted.write(Path(request["output"]))
+    say(bundle=bundle.name, messages=adapted.messages)
+
+
+def main(folder: Path) -> int:
+    """Exit code 0: the bundle is there; 1: the last line says why not."""
+    try:
+        learn(folder)
+    except GenSegError as error:
+        say(error=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[2])))
