@@ -148,6 +148,15 @@ def test_a_bundle_that_is_not_here_is_named(panel, abdomen):
     assert "prior-of-another-computer" in panel.ui.preflightLabel.text
 
 
+def test_auto_takes_the_bundle_of_the_scans_modality(panel, abdomen):
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    panel.ui.bundleCombo.currentIndex = 0
+    assert panel._parameterNode.bundle == "auto" and "abdomen-ct" in panel.ui.preflightLabel.text
+    abdomen.SetAttribute("DICOM.Modality", "MR")
+    panel.checkCanApply()
+    assert "abdomen-mr" in panel.ui.preflightLabel.text
+
+
 def test_apply_ends_with_segments_table_and_confidence(done, abdomen):
     node = done.review.node
     assert node.GetName() == "Abdomen organs" and "1 of 2 organs found." in done.ui.statusLabel.text
