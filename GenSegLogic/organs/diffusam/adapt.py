@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -321,7 +321,7 @@ def _phase(prior: MemoryPrior, models: OrganModels, source: Iterator[dict[str, T
                 if improved:
                     best = (row["held_out_dice"], copy.deepcopy(averaged.module.state_dict()))
             curve.append(row)
-    result = averaged.module.eval().requires_grad_(False)
+    result = cast(MemoryPrior, averaged.module.eval().requires_grad_(False))
     if best is not None:
         result.load_state_dict(best[1])
     return result, curve, stale >= PATIENCE

@@ -143,7 +143,7 @@ def drawing_loss(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor]) -> Te
         context = prior.look(features)
     rows, organ = pick(batch["labels"][1::2], batch["known"][1::2])
     if not len(rows):
-        return 0.0 * sum(parameter.sum() for parameter in prior.exit.parameters())
+        return 0.0 * torch.stack([parameter.sum() for parameter in prior.exit.parameters()]).sum()
     masks = (batch["labels"][1::2][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
     masks_before = (batch["labels"][0::2][rows] == (organ + 1).view(-1, 1, 1))[:, None].float()
     count = len(batch["labels"])
