@@ -44,7 +44,8 @@ def chest_flow(output: Path, minutes: float, seed: int, progress: Progress) -> N
     autoencoder, scale, velocity, curve = recipe.fit(crops, _work(output), left, seed, part(progress, 0.1, 1))
     networks = {
         "autoencoder": ("folding-autoencoder", recipe.AUTOENCODER, autoencoder),
-        "velocity": ("maisi-velocity", recipe.VELOCITY, velocity),
+        # In half precision on disk, where it is by far the largest file; it is widened when it is loaded.
+        "velocity": ("maisi-velocity", recipe.VELOCITY, velocity.half()),
     }
     latent = {"channels": 4, "downsampling": 2, "scale_factor": scale}
     description = "Factor-2 autoencoder and rectified flow of chest CT, trained on procedural phantoms."
