@@ -139,6 +139,15 @@ def test_equal_seeds_give_equal_bytes(models: OrganModels, scan: tuple[Volume, n
     assert one.probabilities["liver"].tobytes() != third.probabilities["liver"].tobytes()
 
 
+def test_every_sampling_step_asks_whether_to_go_on(models: OrganModels, scan: tuple[Volume, np.ndarray]) -> None:
+    heard: list[list[float]] = []
+    for steps in (1, 4):
+        heard.append([])
+        segment(scan[0], models, ("liver",), steps, 1, callback=heard[-1].append)
+    assert len(heard[1]) >= 2 * len(heard[0])
+    assert all(told == sorted(told) and told[-1] == 1 for told in heard)
+
+
 def test_every_slice_is_encoded_once(
     models: OrganModels, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ x_t = (1 - t) z + t eps, and from an estimate of z follows the velocity v = (z -
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,7 +23,8 @@ MASK_WEIGHT = 2.0
 
 
 def sample(prior: MemoryPrior, sam2: Sam2, features: Features, context: Context, organ: Tensor,
-           previous: Tensor | None, steps: int, noise: Tensor) -> Tensor:
+           previous: Tensor | None, steps: int, noise: Tensor,
+           callback: Callable[[int, int], None] = lambda step, steps: None) -> Tensor:
     """Draw memories (n, 64, h, w), as SAM 2 takes them.
 
     Args:
@@ -33,6 +34,7 @@ def sample(prior: MemoryPrior, sam2: Sam2, features: Features, context: Context,
         previous: (n, 64, h, w) memories of the slices before, or None.
         steps: evaluations of the network, >= 1; one step gives the mean.
         noise: (n, 64, h, w) standard normal.
+        callback: called after every step; may raise.
     """
     known = torch.full((len(organ),), float(previous is not None), device=noise.device)
     before = torch.zeros_like(noise) if previous is None else prior.normalise(previous)
@@ -43,7 +45,7 @@ def sample(prior: MemoryPrior, sam2: Sam2, features: Features, context: Context,
         level = torch.full((len(organ),), t, device=x.device)
         return (prior(x, level, context.image, readout, guess, before, known, organ) - x) / t
 
-    return prior.restore(euler(velocity, noise, times(1.0, 0.0, steps)), guess)
+    return prior.restore(euler(velocity, noise, times(1.0, 0.0, steps), callback), guess)
 
 
 def mine(context: Context, organ: Tensor) -> Tensor:

@@ -111,8 +111,16 @@ def segment(
     if unknown := [name for name in organs if name not in models.organs]:
         raise GenSegError(f"The model has not learned {', '.join(unknown)}; it knows {', '.join(models.organs)}.")
     generator = generator or torch.Generator().manual_seed(0)
-    scan = look_at(volume, models, lambda fraction: callback(0.3 * fraction))
-    source = memory_source or prior_source(models, scan, steps)
+    done = 0.0
+
+    def told(fraction: float) -> None:
+        nonlocal done
+        done = fraction
+        callback(done)
+
+    scan = look_at(volume, models, lambda fraction: told(0.3 * fraction))
+    # A slice of many samples takes long: every sampling step asks whether to go on.
+    source = memory_source or prior_source(models, scan, steps, lambda step, steps: callback(done))
     index = torch.tensor([models.organs.index(name) for name in organs])
     presence = scan.context.presence.sigmoid().cpu()[:, index]
     highest = presence.max(0).values
@@ -121,7 +129,7 @@ def segment(
     starts = best_slices(scan.context, index)
     fronts = _Fronts(models, scan, source, generator)
     logits = fronts.run([(int(index[place]), int(starts[place])) for place in there], presence[:, there], samples,
-                        lambda fraction: callback(0.3 + 0.65 * fraction))
+                        lambda fraction: told(0.3 + 0.65 * fraction))
     probabilities = {name: np.zeros(volume.shape, np.float32) for name in organs}
     confidence = _Confidence(volume.shape)
     for place, members in zip(there, logits, strict=True):
@@ -133,8 +141,8 @@ def segment(
                                                              enumerate(organs)}, len(volume.voxels))
 
 
-def prior_source(models: OrganModels, scan: Scan, steps: int) -> MemorySource:
-    """Memories from the prior."""
+def prior_source(models: OrganModels, scan: Scan, steps: int, callback: Callable[[int, int], None]) -> MemorySource:
+    """Memories from the prior; ``callback`` is called after every sampling step and may raise."""
 
     def draw(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
              generator: torch.Generator) -> Tensor:
@@ -142,7 +150,7 @@ def prior_source(models: OrganModels, scan: Scan, steps: int) -> MemorySource:
         noise = torch.randn(len(organs), MEMORY_CHANNELS, size, size, generator=generator).to(features.low.device)
         rows = torch.as_tensor(slices, device=features.low.device)
         return sample(models.prior, models.sam2, features, scan.context.select(rows), organs.to(rows), previous, steps,
-                      noise)
+                      noise, callback)
 
     return draw
 
