@@ -1,14 +1,12 @@
 """Nodules in ratios: plain training-free guidance against what ships, lung volume against time, peaks of memory.
 
-Every peak is that of a process of its own (`resource` knows no other way), above what it held when the models were
-loaded. All methods paint the same nodules of the phantoms' test split from the same noise.
+Every peak is that of a process of its own; those of painting count from what it held when the models were loaded. All methods paint the same nodules of the phantoms' test split from the same noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -32,8 +30,9 @@ WIDE_SCAN = (400, 512, 512)
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory that this process has held; Linux only, for `resource` counts the parent's in after a fork."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 def shipped():
