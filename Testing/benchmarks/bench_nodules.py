@@ -1,6 +1,7 @@
 """Nodules in ratios: plain training-free guidance against what ships, lung volume against time, peaks of memory.
 
-Every peak is that of a process of its own; those of painting count from what it held when the models were loaded. All methods paint the same nodules of the phantoms' test split from the same noise.
+Every peak is that of a process of its own; those of painting count from what it held when the models were loaded. All
+methods paint the same nodules of the phantoms' test split from the same noise.
 """
 
 from __future__ import annotations
