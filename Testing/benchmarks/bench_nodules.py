@@ -98,6 +98,7 @@ def peak_of_wide_scan() -> int:
     factors = np.array(WIDE_SCAN) / np.array(scan.shape)
     voxels = ndimage.zoom(scan.voxels, factors, order=0)
     image = Volume(voxels, scan.affine @ np.diag([*(1 / factors[::-1]), 1.0]), "wide scan", {})
+    Path("/proc/self/clear_refs").write_text("5")  # drawing the phantom does not count
     Engine("cpu").run(NoduleTask(most=2), image)
     return peak_bytes()
 
