@@ -103,7 +103,8 @@ def test_parameter_node_is_one_per_module():
     assert ExampleLogic().getParameterNode().GetModuleName() == "Example"
 
 
-def test_startup_callbacks_and_rendering_pauses():
+def test_startup_callbacks_and_rendering_pauses(monkeypatch):
+    monkeypatch.setattr(slicer.app, "_callbacks", {})  # modules that other tests of this run loaded wait as well
     called = []
     slicer.app.connect("startupCompleted()", lambda: called.append(1))
     slicer.app.emit("startupCompleted()")
