@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,43 +30,59 @@ from GenSegScene.volumes import volume_from_node
 from .parameters import bundle_names
 from .service import python_executable
 
-INTERVAL_MILLISECONDS = 500
+PREPARING_MILLISECONDS, LEARNING_MILLISECONDS = 10, 500  # between two looks at how far it is
 
 
-def case_from_nodes(image: Any, segmentation: Any) -> tuple[Volume, Volume]:
-    """A scan and its labels, numbers of ORGANS, from the segments that are named after organs.
+def marked_organs(image: Any, segmentation: Any) -> dict[str, int]:
+    """Segment -> number of ORGANS, of the segments that are named after organs.
 
     Raises:
-        GenSegError: if no segment is named after an organ, or the scan cannot be used.
+        GenSegError: if there is none.
     """
-    scan = volume_from_node(image)
-    labels = np.zeros(scan.shape, np.uint8)
-    for segment_id in segmentation.GetSegmentation().GetSegmentIDs():
-        organ = organ_named(segmentation.GetSegmentation().GetSegment(segment_id).GetName())
-        if organ is not None:
-            labels[mask_from_segment(segmentation, segment_id, image).voxels > 0] = ORGANS[organ].label
-    if not labels.any():
+    segments = segmentation.GetSegmentation()
+    named = {segment_id: organ_named(segments.GetSegment(segment_id).GetName())
+             for segment_id in segments.GetSegmentIDs()}
+    found = {segment_id: ORGANS[organ].label for segment_id, organ in named.items() if organ is not None}
+    if not found:
         raise GenSegError(_("{name} marks no organ on {scan}: name its segments {organs}.").format(
             name=segmentation.GetName(), scan=image.GetName(),
             organs=", ".join(organ.title for organ in ORGANS.values())))
-    return scan, scan.with_voxels(labels)
+    return found
+
+
+def filling(labels: np.ndarray, image: Any, segmentation: Any) -> Iterator[None]:
+    """Write the organs of a segmentation into ``labels`` (k, j, i) of a scan's grid, one segment at every step.
+
+    A segment of a large scan takes some 0.3 s; in between, the window lives on.
+
+    Raises:
+        GenSegError: if none of the segments that are named after organs holds a voxel of the scan.
+    """
+    for segment_id, label in marked_organs(image, segmentation).items():
+        labels[mask_from_segment(segmentation, segment_id, image).voxels > 0] = label
+        yield
+    if not labels.any():
+        raise GenSegError(_("{name} marks no voxel of {scan}: choose the segmentation that belongs to it.").format(
+            name=segmentation.GetName(), scan=image.GetName()))
 
 
 class Adaptation:
     """Learning in hand. A timer of the event loop follows it; the bundle appears when it has ended well.
 
+    The timer also writes the cases out, a piece at a time, before the process starts that learns from them.
+
     Attributes:
-        state: ``running``, ``done``, ``failed`` or ``cancelled``.
+        state: ``preparing``, ``running``, ``done``, ``failed`` or ``cancelled``.
     """
 
-    def __init__(self, name: str, cases: Sequence[tuple[Volume, Volume]], source: str, minutes: float, seed: int,
+    def __init__(self, name: str, cases: Sequence[tuple[Any, Any]], source: str, minutes: float, seed: int,
                  device: str, onProgress: Callable[[float, str], None], onFinished: Callable[[str, list[str]], None],
                  onFailed: Callable[[str, str], None]) -> None:
         """Start learning and return at once.
 
         Args:
             name: of the new bundle.
-            cases: scans and their labels, as :func:`case_from_nodes` gives them.
+            cases: volume nodes and the segmentation nodes that mark their organs.
             source: bundle of kind organs to start from, or ``auto``.
             minutes: how long to learn at most.
             seed, device: as everywhere.
@@ -73,36 +91,30 @@ class Adaptation:
             onFailed: called with one sentence and the details.
 
         Raises:
-            GenSegError: if the name is no bundle's or taken, there is no case, or the process cannot be started.
+            GenSegError: if the name is no bundle's or taken, there is no case, a scan cannot be used, or a
+                segmentation has no segment that is named after an organ.
         """
         if not is_name(name) or name in bundle_names("organs"):
             raise GenSegError(_("Choose a new name of lower-case letters, digits and dashes for the adapted model."))
         if not cases:
             raise GenSegError(_("Add at least one case: a scan and a segmentation of its organs."))
-        self.state = "running"
+        scans = [volume_from_node(image) for image, _segmentation in cases]
+        for image, segmentation in cases:
+            marked_organs(image, segmentation)
+        request = {"source": find_bundle(BUNDLES[modality_of(scans[0])] if source == AUTO else source).name,
+                   "minutes": minutes, "seed": seed, "device": device, "output": str(cached_bundles_folder() / name)}
+        self.state = "preparing"
         self._onProgress, self._onFinished, self._onFailed = onProgress, onFinished, onFailed
         self._folder = tempfile.TemporaryDirectory(dir=slicer.app.temporaryPath, ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
-        request = {"source": find_bundle(BUNDLES[modality_of(cases[0][0])] if source == AUTO else source).name,
-                   "minutes": minutes, "seed": seed, "device": device, "output": str(cached_bundles_folder() / name),
-                   "cases": [{"file": f"case_{index}.npz", "name": scan.name, "metadata": dict(scan.metadata)}
-                             for index, (scan, _labels) in enumerate(cases)]}
-        for case, (scan, labels) in zip(request["cases"], cases, strict=True):
-            np.savez(folder / case["file"], image=scan.voxels, affine=scan.affine, labels=labels.voxels)
-        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        self._said, self._log = folder / "said.txt", folder / "log.txt"
-        command = [python_executable(), str(Path(__file__).with_name("learn.py")),
-                   str(Path(GenSegLogic.__file__).parents[1]), str(folder)]
-        with open(self._said, "wb") as said, open(self._log, "wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=log,
-                                             env=slicer.util.startupEnvironment(),
-                                             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0))
+        self._said, self._log = Path(self._folder.name, "said.txt"), Path(self._folder.name, "log.txt")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._preparing = self._prepare(request, cases, scans)
         self._timer = self._start_timer()
 
     @property
     def finished(self) -> bool:
         """Whether nothing will change any more."""
-        return self.state != "running"
+        return self.state in ("done", "failed", "cancelled")
 
     def cancel(self) -> None:
         """Stop at once; no bundle is written and nobody is called."""
@@ -110,7 +122,11 @@ class Adaptation:
             self._end("cancelled")
 
     def poll(self) -> None:
-        """Look how far it is; called by the timer."""
+        """Go on writing the cases, or look how far the learning is; called by the timer."""
+        if self.state == "preparing":
+            self._prepare_more()
+            return
+        assert self._process is not None
         code = self._process.poll()
         word = self._last_word()
         if code is None:
@@ -125,11 +141,50 @@ class Adaptation:
             self._onFailed(word.get("error") or _("Learning ended unexpectedly (exit code {code}); no model was "
                                                   "written.").format(code=code), details)
 
+    def _prepare(self, request: dict[str, Any], cases: Sequence[tuple[Any, Any]],
+                 scans: Sequence[Volume]) -> Generator[None, None, None]:
+        """Write the cases, then start the process."""
+        folder, described = Path(self._folder.name), []
+        for number, ((image, segmentation), scan) in enumerate(zip(cases, scans, strict=True)):
+            self._onProgress(0.0, _("Handing over {scan}").format(scan=scan.name))
+            yield
+            case = {"image": f"image_{number}.npy", "labels": f"labels_{number}.npy", "name": scan.name,
+                    "metadata": dict(scan.metadata), "affine_ijk_to_lps_mm": scan.affine.tolist()}
+            np.save(folder / case["image"], scan.voxels)
+            yield
+            labels = np.zeros(scan.shape, np.uint8)
+            yield from filling(labels, image, segmentation)
+            np.save(folder / case["labels"], labels)
+            described.append(case)
+        (folder / "request.json").write_text(json.dumps({**request, "cases": described}), encoding="utf-8")
+        command = [python_executable(), str(Path(__file__).with_name("learn.py")),
+                   str(Path(GenSegLogic.__file__).parents[1]), str(folder)]
+        with open(self._said, "wb") as said, open(self._log, "wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=log,
+                                             env=slicer.util.startupEnvironment(),
+                                             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0))
+        self.state, self._timer.interval = "running", LEARNING_MILLISECONDS
+
+    def _prepare_more(self) -> None:
+        sentence = details = ""
+        try:
+            next(self._preparing, None)
+        except GenSegError as error:
+            sentence = str(error)
+        except Exception as error:  # a mistake of ours: the user gets one sentence, the log the rest
+            logging.exception("GenSeg: the cases could not be written")
+            sentence = _("The cases could not be handed over ({reason}); no model was written.").format(
+                reason=f"{type(error).__name__}: {error}")
+            details = traceback.format_exc()
+        if sentence:
+            self._end("failed")
+            self._onFailed(sentence, details)
+
     def _start_timer(self) -> Any:
         import qt
 
         timer = qt.QTimer()
-        timer.interval = INTERVAL_MILLISECONDS
+        timer.interval = PREPARING_MILLISECONDS
         timer.connect("timeout()", self.poll)
         timer.start()
         return timer
@@ -141,6 +196,8 @@ class Adaptation:
     def _end(self, state: str) -> None:
         self.state = state
         self._timer.stop()
-        self._process.kill()
-        self._process.wait()
+        self._preparing.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         self._folder.cleanup()

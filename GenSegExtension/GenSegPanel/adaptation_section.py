@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from GenSegLogic.errors import GenSegError
 
 from . import install
-from .adaptation import Adaptation, case_from_nodes
+from .adaptation import Adaptation
 
 _SCAN, _SEGMENTATION = "GenSegCaseScan", "GenSegCaseSegmentation"  # roles of node references, followed by a number
 
@@ -92,9 +92,8 @@ class AdaptationSection:
             if install.ensure():
                 self._tell(_("Starting to learn"))
                 self.adaptation = Adaptation(
-                    self.ui.adaptNameEdit.text.strip(), [case_from_nodes(*pair) for pair in self.cases()], node.bundle,
-                    self.ui.adaptMinutesSpinBox.value, node.seed, node.device, self._onProgress, self._onFinished,
-                    self._onFailed)
+                    self.ui.adaptNameEdit.text.strip(), self.cases(), node.bundle, self.ui.adaptMinutesSpinBox.value,
+                    node.seed, node.device, self._onProgress, self._onFinished, self._onFailed)
             else:
                 self._tell(_("Nothing was installed, so nothing was started."))
         except GenSegError as error:

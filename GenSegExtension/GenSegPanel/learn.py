@@ -2,9 +2,9 @@
 
     python learn.py ROOT FOLDER
 
-ROOT is the folder that GenSegLogic lies in, FOLDER holds ``request.json`` and the cases as ``case_N.npz``. Standard
-output gets one JSON object a line: ``fraction`` and ``message`` while it learns, at the end ``bundle`` and
-``messages``, or ``error``.
+ROOT is the folder that GenSegLogic lies in, FOLDER holds ``request.json`` and the arrays of the cases that it
+names. Standard output gets one JSON object a line: ``fraction`` and ``message`` while it learns, at the end ``bundle``
+and ``messages``, or ``error``.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def learn(folder: Path) -> None:
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     cases = []
     for case in request["cases"]:
-        with np.load(folder / case["file"]) as parts:
-            image = Volume(parts["image"], parts["affine"], case["name"], case["metadata"])
-            cases.append((image, image.with_voxels(parts["labels"])))
+        image = Volume(np.load(folder / case["image"]), np.array(case["affine_ijk_to_lps_mm"]), case["name"],
+                       case["metadata"])
+        cases.append((image, image.with_voxels(np.load(folder / case["labels"]))))
     adapted = adapt(cases, find_bundle(request["source"]), request["minutes"], request["seed"],
                     lambda fraction, message: say(fraction=fraction, message=message),
                     device=str(Engine(request["device"]).device))

@@ -272,7 +272,7 @@ def add_case(panel, scan, segmentation):
 
 
 def test_cases_are_picked_kept_and_refused_in_words(panel, abdomen, marked):
-    from GenSegPanel.adaptation import case_from_nodes
+    from GenSegPanel.adaptation import filling
 
     assert not panel.ui.adaptButton.enabled
     panel.ui.addCaseButton.click()
@@ -280,9 +280,9 @@ def test_cases_are_picked_kept_and_refused_in_words(panel, abdomen, marked):
     add_case(panel, abdomen, marked)
     add_case(panel, abdomen, marked)  # the same pair is one case
     assert panel.ui.casesList.count == 1 and panel.ui.casesList.item(0).text() == "Abdomen + Marked"
-    scan, labels = case_from_nodes(abdomen, marked)
-    assert set(np.unique(labels.voxels)) == {0, ORGANS["liver"].label, ORGANS["spleen"].label}
-    assert np.array_equal(labels.affine, scan.affine)
+    labels = np.zeros((6, 48, 48), np.uint8)
+    assert len(list(filling(labels, abdomen, marked))) == 2  # steps, one for each segment
+    assert set(np.unique(labels)) == {0, ORGANS["liver"].label, ORGANS["spleen"].label}
     panel.ui.adaptNameEdit.text = "tiny-ct"
     panel.ui.adaptButton.click()
     assert "Choose a new name" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
@@ -298,6 +298,21 @@ def test_a_segmentation_without_an_organs_name_is_refused(panel, abdomen, marked
     add_case(panel, abdomen, marked)
     panel.ui.adaptButton.click()
     assert "Marked marks no organ on Abdomen" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+
+
+def test_a_segmentation_of_another_place_is_refused(panel, abdomen, marked):
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
+    matrix = vtk.vtkMatrix4x4()
+    matrix.SetElement(0, 3, 5000.0)
+    moved.SetMatrixTransformToParent(matrix)
+    marked.SetAndObserveTransformNodeID(moved.GetID())
+    add_case(panel, abdomen, marked)
+    panel.ui.adaptNameEdit.text = "elsewhere"
+    panel.ui.adaptButton.click()
+    assert panel.adaptation.busy, panel.ui.adaptStatusLabel.text
+    assert panel_stand_in.process_events(30, lambda: not panel.adaptation.busy)
+    assert "Marked marks no voxel of Abdomen" in panel.ui.adaptStatusLabel.text
+    assert panel.adaptation.adaptation.state == "failed" and panel.ui.adaptButton.text == "Adapt"
 
 
 def test_learning_ends_with_a_bundle_that_is_chosen_and_can_be_used(panel, abdomen, marked):
@@ -319,7 +334,7 @@ def test_learning_can_be_stopped(panel, abdomen, marked):
     add_case(panel, abdomen, marked)
     panel.ui.adaptNameEdit.text = "stopped"
     panel.ui.adaptButton.click()
-    assert panel.adaptation.busy
+    assert panel_stand_in.process_events(30, lambda: panel.adaptation.adaptation.state == "running")
     panel.ui.adaptButton.click()
     assert panel.adaptation.adaptation.state == "cancelled" and panel.ui.adaptButton.text == "Adapt"
     assert "stopped" not in bundle_names("organs")
