@@ -56,7 +56,8 @@ class GenSegOrgansParameterNode:
     steps: parameters.annotation(OrgansTask, "steps")
     samples: parameters.annotation(OrgansTask, "samples")
     seed: parameters.annotation(OrgansTask, "seed")
-    cases: int = 0  # pairs to learn from, kept as node references by GenSegPanel.adaptation_section
+    cases: int = 0  # scans to learn from, kept as node references by GenSegPanel.adaptation_section
+    sourceFree: bool = False  # learn from them without their labels
 
 
 class GenSegOrgansWidget(TaskPanel):

@@ -75,14 +75,15 @@ class Adaptation:
         state: ``preparing``, ``running``, ``done``, ``failed`` or ``cancelled``.
     """
 
-    def __init__(self, name: str, cases: Sequence[tuple[Any, Any]], source: str, minutes: float, seed: int,
-                 device: str, onProgress: Callable[[float, str], None], onFinished: Callable[[str, list[str]], None],
-                 onFailed: Callable[[str, str], None]) -> None:
+    def __init__(self, name: str, cases: Sequence[tuple[Any, Any | None]], sourceFree: bool, source: str,
+                 minutes: float, seed: int, device: str, onProgress: Callable[[float, str], None],
+                 onFinished: Callable[[str, list[str]], None], onFailed: Callable[[str, str], None]) -> None:
         """Start learning and return at once.
 
         Args:
             name: of the new bundle.
-            cases: volume nodes and the segmentation nodes that mark their organs.
+            cases: volume nodes and the segmentation nodes that mark their organs; None: nobody has marked them.
+            sourceFree: learn from the scans alone; segmentations are not looked at.
             source: bundle of kind organs to start from, or ``auto``.
             minutes: how long to learn at most.
             seed, device: as everywhere.
@@ -91,18 +92,23 @@ class Adaptation:
             onFailed: called with one sentence and the details.
 
         Raises:
-            GenSegError: if the name is no bundle's or taken, there is no case, a scan cannot be used, or a
-                segmentation has no segment that is named after an organ.
+            GenSegError: if the name is no bundle's or taken, there is no case, a scan cannot be used, or, unless
+                ``sourceFree``, a case has no segmentation, or one without a segment that is named after an organ.
         """
         if not is_name(name) or name in bundle_names("organs"):
             raise GenSegError(_("Choose a new name of lower-case letters, digits and dashes for the adapted model."))
         if not cases:
-            raise GenSegError(_("Add at least one case: a scan and a segmentation of its organs."))
+            raise GenSegError(_("Add at least one case."))
         scans = [volume_from_node(image) for image, _segmentation in cases]
-        for image, segmentation in cases:
-            marked_organs(image, segmentation)
+        if not sourceFree:
+            for image, segmentation in cases:
+                if segmentation is None:
+                    raise GenSegError(_("{scan} has no segmentation: add it again with one, or tick learning without "
+                                        "labels.").format(scan=image.GetName()))
+                marked_organs(image, segmentation)
         request = {"source": find_bundle(BUNDLES[modality_of(scans[0])] if source == AUTO else source).name,
-                   "minutes": minutes, "seed": seed, "device": device, "output": str(cached_bundles_folder() / name)}
+                   "minutes": minutes, "seed": seed, "device": device, "source_free": sourceFree,
+                   "output": str(cached_bundles_folder() / name)}
         self.state = "preparing"
         self._onProgress, self._onFinished, self._onFailed = onProgress, onFinished, onFailed
         self._folder = tempfile.TemporaryDirectory(dir=slicer.app.temporaryPath, ignore_cleanup_errors=True)
@@ -141,20 +147,22 @@ class Adaptation:
             self._onFailed(word.get("error") or _("Learning ended unexpectedly (exit code {code}); no model was "
                                                   "written.").format(code=code), details)
 
-    def _prepare(self, request: dict[str, Any], cases: Sequence[tuple[Any, Any]],
+    def _prepare(self, request: dict[str, Any], cases: Sequence[tuple[Any, Any | None]],
                  scans: Sequence[Volume]) -> Generator[None, None, None]:
         """Write the cases, then start the process."""
         folder, described = Path(self._folder.name), []
         for number, ((image, segmentation), scan) in enumerate(zip(cases, scans, strict=True)):
             self._onProgress(0.0, _("Handing over {scan}").format(scan=scan.name))
             yield
-            case = {"image": f"image_{number}.npy", "labels": f"labels_{number}.npy", "name": scan.name,
-                    "metadata": dict(scan.metadata), "affine_ijk_to_lps_mm": scan.affine.tolist()}
+            case = {"image": f"image_{number}.npy", "name": scan.name, "metadata": dict(scan.metadata),
+                    "affine_ijk_to_lps_mm": scan.affine.tolist()}
             np.save(folder / case["image"], scan.voxels)
             yield
-            labels = np.zeros(scan.shape, np.uint8)
-            yield from filling(labels, image, segmentation)
-            np.save(folder / case["labels"], labels)
+            if not request["source_free"]:
+                case["labels"] = f"labels_{number}.npy"
+                labels = np.zeros(scan.shape, np.uint8)
+                yield from filling(labels, image, segmentation)
+                np.save(folder / case["labels"], labels)
             described.append(case)
         (folder / "request.json").write_text(json.dumps({**request, "cases": described}), encoding="utf-8")
         command = [python_executable(), str(Path(__file__).with_name("learn.py")),

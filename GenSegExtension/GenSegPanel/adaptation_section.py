@@ -1,4 +1,4 @@
-"""The section "Adapt to my cases" of a panel: pick pairs of scan and segmentation, learn, keep the result."""
+"""The section "Adapt to my cases" of a panel: pick scans, with or without segmentations, learn, keep the result."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _SCAN, _SEGMENTATION = "GenSegCaseScan", "GenSegCaseSegmentation"  # roles of no
 
 
 class AdaptationSection:
-    """Drives the section's widgets; the pairs are node references of the parameter node, so they are saved with it."""
+    """Drives the section's widgets; the cases are node references of the parameter node, so they are saved with it."""
 
     def __init__(self, ui: Any, parameterNode: Callable[[], Any], onBundle: Callable[[str], None]) -> None:
         """
         Args:
-            ui: widgets ``caseScanSelector``, ``caseSegmentationSelector``, ``addCaseButton``, ``clearCasesButton``,
-                ``casesList``, ``adaptNameEdit``, ``adaptMinutesSpinBox``, ``adaptButton``, ``adaptProgressBar``,
-                ``adaptStatusLabel``.
-            parameterNode: gives the panel's parameter node (with ``cases``, ``bundle``, ``seed``, ``device``), or None.
+            ui: widgets ``caseScanSelector``, ``caseSegmentationLabel``, ``caseSegmentationSelector``,
+                ``addCaseButton``, ``clearCasesButton``, ``casesList``, ``adaptNameEdit``, ``adaptMinutesSpinBox``,
+                ``adaptButton``, ``adaptProgressBar``, ``adaptStatusLabel``.
+            parameterNode: gives the panel's parameter node (with ``cases``, ``sourceFree``, ``bundle``, ``seed``,
+                ``device``), or None.
             onBundle: called with the name of a bundle that was learned.
         """
         self.ui, self._parameterNode, self._onBundle = ui, parameterNode, onBundle
@@ -39,40 +40,48 @@ class AdaptationSection:
         """Whether it is learning."""
         return self.adaptation is not None and not self.adaptation.finished
 
-    def cases(self) -> list[tuple[Any, Any]]:
-        """The pairs of volume and segmentation node that are still in the scene."""
+    @property
+    def sourceFree(self) -> bool:
+        """Whether to learn from the scans alone."""
         node = self._parameterNode()
-        if node is None:
-            return []
-        pairs = [(node.parameterNode.GetNodeReference(f"{_SCAN}{index}"),
-                  node.parameterNode.GetNodeReference(f"{_SEGMENTATION}{index}")) for index in range(node.cases)]
-        return [pair for pair in pairs if None not in pair]
+        return node is not None and node.sourceFree
+
+    def cases(self) -> list[tuple[Any, Any | None]]:
+        """The volume nodes that are still in the scene, each with its segmentation node or None."""
+        return [pair for pair in self._pairs() if pair[0] is not None]
 
     def refresh(self) -> None:
-        """Show the pairs, and what the button does."""
+        """Show the cases, which of them have labels, and what the button does."""
+        self.ui.caseSegmentationLabel.visible = self.ui.caseSegmentationSelector.visible = not self.sourceFree
         self.ui.casesList.clear()
-        self.ui.casesList.addItems([f"{scan.GetName()} + {marked.GetName()}" for scan, marked in self.cases()])
+        self.ui.casesList.addItems([self._describe(*case) for case in self.cases()])
         self.ui.adaptButton.text = _("Stop learning") if self.busy else _("Adapt")
         self.ui.adaptButton.enabled = self.busy or bool(self.cases())
         self.ui.adaptProgressBar.visible = self.busy
 
     def onAdd(self) -> None:
-        """Add the pair that is chosen."""
-        node = self._parameterNode()
-        pair = self.ui.caseScanSelector.currentNode(), self.ui.caseSegmentationSelector.currentNode()
-        if None in pair:
-            self._tell(_("Choose a scan and the segmentation of its organs first."))
+        """Add the scan that is chosen, with its segmentation or, learning without labels, alone.
+
+        A scan is one case however often it is added; the last segmentation counts.
+        """
+        node, scan = self._parameterNode(), self.ui.caseScanSelector.currentNode()
+        segmentation = None if self.sourceFree else self.ui.caseSegmentationSelector.currentNode()
+        if scan is None or (segmentation is None and not self.sourceFree):
+            self._tell(_("Choose a scan first.") if self.sourceFree else
+                       _("Choose a scan and the segmentation of its organs first, or tick learning without labels."))
             return
-        if pair not in self.cases():
-            with slicer.util.NodeModify(node.parameterNode):
-                node.parameterNode.SetNodeReferenceID(f"{_SCAN}{node.cases}", pair[0].GetID())
-                node.parameterNode.SetNodeReferenceID(f"{_SEGMENTATION}{node.cases}", pair[1].GetID())
-                node.cases = node.cases + 1
+        scans = [pair[0] for pair in self._pairs()]
+        index = scans.index(scan) if scan in scans else len(scans)
+        with slicer.util.NodeModify(node.parameterNode):
+            node.parameterNode.SetNodeReferenceID(f"{_SCAN}{index}", scan.GetID())
+            if segmentation is not None:
+                node.parameterNode.SetNodeReferenceID(f"{_SEGMENTATION}{index}", segmentation.GetID())
+            node.cases = max(node.cases, index + 1)
         self._tell("")
         self.refresh()
 
     def onClear(self) -> None:
-        """Forget all pairs; the nodes stay."""
+        """Forget all cases; the nodes stay."""
         node = self._parameterNode()
         with slicer.util.NodeModify(node.parameterNode):
             for index in range(node.cases):
@@ -92,8 +101,9 @@ class AdaptationSection:
             if install.ensure():
                 self._tell(_("Starting to learn"))
                 self.adaptation = Adaptation(
-                    self.ui.adaptNameEdit.text.strip(), self.cases(), node.bundle, self.ui.adaptMinutesSpinBox.value,
-                    node.seed, node.device, self._onProgress, self._onFinished, self._onFailed)
+                    self.ui.adaptNameEdit.text.strip(), self.cases(), node.sourceFree, node.bundle,
+                    self.ui.adaptMinutesSpinBox.value, node.seed, node.device, self._onProgress, self._onFinished,
+                    self._onFailed)
             else:
                 self._tell(_("Nothing was installed, so nothing was started."))
         except GenSegError as error:
@@ -119,6 +129,21 @@ class AdaptationSection:
         self._tell(sentence)
         self.ui.adaptStatusLabel.toolTip = details or _("What happened last.")
         self.refresh()
+
+    def _pairs(self) -> list[tuple[Any | None, Any | None]]:
+        """All that were added, with None for what is no longer in the scene."""
+        node = self._parameterNode()
+        if node is None:
+            return []
+        return [(node.parameterNode.GetNodeReference(f"{_SCAN}{index}"),
+                 node.parameterNode.GetNodeReference(f"{_SEGMENTATION}{index}")) for index in range(node.cases)]
+
+    def _describe(self, scan: Any, segmentation: Any | None) -> str:
+        """A line of the list: which scan, and what becomes of its labels."""
+        if segmentation is None:
+            return _("{scan}, no labels").format(scan=scan.GetName())
+        line = _("{scan} + {segmentation}, labels not used") if self.sourceFree else "{scan} + {segmentation}"
+        return line.format(scan=scan.GetName(), segmentation=segmentation.GetName())
 
     def _tell(self, sentence: str) -> None:
         self.ui.adaptStatusLabel.text = sentence

@@ -43,10 +43,11 @@ def learn(folder: Path) -> None:
     for case in request["cases"]:
         image = Volume(np.load(folder / case["image"]), np.array(case["affine_ijk_to_lps_mm"]), case["name"],
                        case["metadata"])
-        cases.append((image, image.with_voxels(np.load(folder / case["labels"]))))
+        labels = image.with_voxels(np.load(folder / case["labels"])) if "labels" in case else None
+        cases.append((image, labels))
     adapted = adapt(cases, find_bundle(request["source"]), request["minutes"], request["seed"],
                     lambda fraction, message: say(fraction=fraction, message=message),
-                    device=str(Engine(request["device"]).device))
+                    source_free=request["source_free"], device=str(Engine(request["device"]).device))
     bundle = adapted.write(Path(request["output"]))
     say(bundle=bundle.name, messages=adapted.messages)
 

@@ -265,10 +265,15 @@ def marked(phantom, abdomen):
 
 
 def add_case(panel, scan, segmentation):
-    """Choose a pair and add it."""
+    """Choose a scan and, unless the scan stands alone, its segmentation, and add it."""
     panel.ui.caseScanSelector.setCurrentNode(scan)
     panel.ui.caseSegmentationSelector.setCurrentNode(segmentation)
     panel.ui.addCaseButton.click()
+
+
+def listed(panel):
+    """The lines of the list of cases."""
+    return [panel.ui.casesList.item(row).text() for row in range(panel.ui.casesList.count)]
 
 
 def test_cases_are_picked_kept_and_refused_in_words(panel, abdomen, marked):
@@ -278,17 +283,72 @@ def test_cases_are_picked_kept_and_refused_in_words(panel, abdomen, marked):
     panel.ui.addCaseButton.click()
     assert "Choose a scan and the segmentation" in panel.ui.adaptStatusLabel.text
     add_case(panel, abdomen, marked)
-    add_case(panel, abdomen, marked)  # the same pair is one case
-    assert panel.ui.casesList.count == 1 and panel.ui.casesList.item(0).text() == "Abdomen + Marked"
+    add_case(panel, abdomen, marked)  # the same scan is one case
+    assert listed(panel) == ["Abdomen + Marked"]
     labels = np.zeros((6, 48, 48), np.uint8)
     assert len(list(filling(labels, abdomen, marked))) == 2  # steps, one for each segment
     assert set(np.unique(labels)) == {0, ORGANS["liver"].label, ORGANS["spleen"].label}
     panel.ui.adaptNameEdit.text = "tiny-ct"
     panel.ui.adaptButton.click()
     assert "Choose a new name" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+    panel.ui.adaptNameEdit.text = "gone"
     slicer.mrmlScene.RemoveNode(marked)
+    panel.ui.adaptButton.click()
+    assert "Abdomen has no segmentation" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+    assert listed(panel) == ["Abdomen, no labels"]
+    slicer.mrmlScene.RemoveNode(abdomen)
     panel.adaptation.refresh()
-    assert panel.ui.casesList.count == 0 and not panel.ui.adaptButton.enabled
+    assert listed(panel) == [] and not panel.ui.adaptButton.enabled
+
+
+def test_cases_without_labels_are_told_apart_and_refused_unless_asked_for(panel, phantom, abdomen, marked, tmp_path):
+    from GenSegScene.volumes import volume_to_node
+
+    other = volume_to_node(phantom, "Other")
+    add_case(panel, abdomen, marked)
+    assert not panel.ui.caseSegmentationSelector._object.isHidden()
+    panel.ui.sourceFreeCheckBox.checked = True
+    assert panel.ui.caseSegmentationSelector._object.isHidden() and panel.ui.caseSegmentationLabel._object.isHidden()
+    panel.ui.caseScanSelector.setCurrentNode(None)
+    panel.ui.addCaseButton.click()
+    assert panel.ui.adaptStatusLabel.text == "Choose a scan first."
+    add_case(panel, other, marked)  # a segmentation that was chosen before it was hidden is not taken
+    add_case(panel, abdomen, None)  # and one that is there already is kept
+    assert listed(panel) == ["Abdomen + Marked, labels not used", "Other, no labels"]
+
+    slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    slicer.mrmlScene.Clear(False)
+    assert listed(panel) == []
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    assert listed(panel) == ["Abdomen + Marked, labels not used", "Other, no labels"]
+    assert panel.ui.sourceFreeCheckBox.checked
+
+    panel.ui.sourceFreeCheckBox.checked = False
+    assert listed(panel) == ["Abdomen + Marked", "Other, no labels"]
+    panel.ui.adaptNameEdit.text = "half-labelled"
+    panel.ui.adaptButton.click()
+    assert "Other has no segmentation" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+    add_case(panel, slicer.util.getNode("Other"), slicer.util.getNode("Marked"))
+    assert listed(panel) == ["Abdomen + Marked", "Other + Marked"]
+    panel.ui.clearCasesButton.click()
+    assert listed(panel) == []
+
+
+def test_learning_without_labels_ends_with_a_bundle_that_says_so(panel, abdomen):
+    from GenSegLogic.bundles import find_bundle
+
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    panel.ui.sourceFreeCheckBox.checked = True
+    add_case(panel, abdomen, None)
+    panel.ui.adaptNameEdit.text = "my-scans"
+    panel.ui.adaptMinutesSpinBox.value = 0.1
+    panel.ui.adaptButton.click()
+    assert panel_stand_in.process_events(600, lambda: not panel.adaptation.busy)
+    assert panel.adaptation.adaptation.state == "done", panel.ui.adaptStatusLabel.toolTip  # what Python said
+    assert "agreed on" in panel.ui.adaptStatusLabel.text and panel.ui.bundleCombo.currentText == "my-scans"
+    learned = find_bundle("my-scans")
+    assert learned.metadata["training"]["recipe"] == "genseg adapt organs --source-free"
+    assert panel.knownOrgans() == tuple(learned.metadata["organs"]) == tuple(find_bundle(PRIOR).metadata["organs"])
 
 
 def test_a_segmentation_without_an_organs_name_is_refused(panel, abdomen, marked):
