@@ -59,9 +59,15 @@ class NoduleTask(Task):
     most: int = parameter(10, "At most this many findings are kept in a search.", minimum=1, maximum=50)
 
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
-        """Copies of the scan that are held at once, the search's largest tile, and the networks' activations."""
+        """Copies of the scan that are held at once, the search's largest tile, and the networks with their activations.
+
+        A guided step of MAISI's own networks holds four times their weights (measured by Testing/benchmarks).
+        """
+        from ..bundles import find_bundle
+
         voxels = int(np.prod(volumes["image"].shape))
-        return 12 * voxels + 700_000_000
+        weights = sum(find_bundle(name).size_bytes for name in (self.bundle, self.predictor))
+        return 12 * voxels + 4 * weights + 700_000_000
 
     def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
         """Doubts about modality, range, slice thickness and grid of the scan."""

@@ -89,7 +89,9 @@ def train(
             row = {"step": step, "minutes": round(spent, 2), "loss": round(running, 5)}
             if validate is not None:
                 averaged.eval()
-                row |= {name: round(value, 5) for name, value in validate(cast(Network, averaged.module)).items()}
+                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+                    figures = validate(cast(Network, averaged.module))
+                row |= {name: round(value, 5) for name, value in figures.items()}
                 network.train()
             curve.append(row)
             (folder / CURVE).write_text(json.dumps(curve, indent=1))

@@ -24,7 +24,7 @@ from ..progress import Progress, part
 from .loop import train
 
 PAIRS = 6
-READING_SHARE = 0.65
+READING_SHARE = 0.7
 """Part of the time in which the read-out is learned; then it is frozen and memories are drawn on top of it."""
 Loss = Callable[[MemoryPrior, Sam2, dict[str, Tensor]], Tensor]
 LOOKS: dict[str, tuple[str, ...]] = {"CT": ("ct",), "MR": ("t1", "t2", "t2-spir")}
@@ -52,8 +52,9 @@ def fit(sam2: Sam2, modality: str, scans: Sequence[LabelledScan], held_out: Sequ
     fixed = batches(held_out, PAIRS, seed + 9, 0.0, 0.3)
     checks = [next(fixed) for _ in range(6)]
     reading, curve = train(
-        prior, lambda network, batch: reading_loss(network, sam2, batch), batches(scans, PAIRS, seed, share),
-        work / "reading", READING_SHARE * minutes, part(progress, 0, READING_SHARE), 1e-3, 0.99,
+        prior, lambda network, batch: reading_loss(network, sam2, batch),
+        batches(scans, 2 * PAIRS, seed, share, paired=False),
+        work / "reading", READING_SHARE * minutes, part(progress, 0, READING_SHARE), 1.5e-3, 0.99,
         lambda network: validate(network, sam2, checks, reading_loss, "reading"),
     )
     prior.load_state_dict(reading.state_dict())

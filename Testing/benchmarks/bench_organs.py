@@ -40,7 +40,7 @@ def native(models: OrganModels, voxels: np.ndarray, masks: dict[str, np.ndarray]
     sam2 = models.sam2
     video = (torch.from_numpy(voxels)[:, None] - sam2.mean) / sam2.std
     session = Sam2VideoInferenceSession(video=video, video_height=video.shape[-2], video_width=video.shape[-1],
-                                        max_vision_features_cache_size=len(video))
+                                        dtype=video.dtype, max_vision_features_cache_size=len(video))
     found = {}
     for number, (name, mask) in enumerate(masks.items()):
         session.reset_tracking_data()

@@ -221,7 +221,7 @@ def state_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_not_one_weight_of_sam2_moves(models: OrganModels, scan: tuple[Volume, np.ndarray]) -> None:
     before, prior_before = state_of(models.sam2), state_of(models.prior)
     labelled = LabelledScan((scan[0].voxels,), scan[1], np.ones((len(scan[1]), len(ORGANS)), np.uint8))
-    prior, _, _ = adaptation._train(models, batches([labelled], 2, 0), 0.05, lambda fraction, message: None, None)
+    prior, _, _ = adaptation._train(models, [labelled], 0, 1.0, 0.05, lambda fraction, message: None, None)
     assert before.keys() == models.sam2.state_dict().keys()
     assert all(torch.equal(before[name], value) for name, value in models.sam2.state_dict().items())
     assert all(value.grad is None for value in models.sam2.parameters())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from GenSegLogic.bundles import cache_folder, write_bundle
+from GenSegLogic.bundles import cache_folder, find_bundle, write_bundle
 from GenSegLogic.engine import Engine
 from GenSegLogic.errors import Cancelled, GenSegError
 from GenSegLogic.networks import build
@@ -242,10 +242,12 @@ def test_bundles_of_the_wrong_kind_are_refused(engine: Engine, phantom: Volume) 
     assert "tiny-flow is a flow" in refusal(engine, phantom, predictor="tiny-flow", seed_points=(CENTER,))
 
 
-def test_the_memory_need_grows_with_the_scan(engine: Engine, phantom: Volume) -> None:
+def test_the_memory_need_grows_with_the_scan_and_the_networks(engine: Engine, phantom: Volume) -> None:
     twice = Volume(np.concatenate([phantom.voxels] * 2), phantom.affine)
     small, large = (task().memory_bytes({"image": image}, engine) for image in (phantom, twice))
     assert 0 < small < large
+    more = find_bundle("chest-flow").size_bytes - find_bundle("tiny-flow").size_bytes
+    assert task(bundle="chest-flow").memory_bytes({"image": phantom}, engine) - small == 4 * more > 0
     huge = Volume(np.broadcast_to(np.int16(0), (400, 512, 512)), np.eye(4))
     assert task().memory_bytes({"image": huge}, engine) < 4 * 2**30  # the limit for a scan of this size
 

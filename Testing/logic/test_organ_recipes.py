@@ -65,6 +65,8 @@ def test_pairs_are_neighbours_in_one_contrast() -> None:
         assert abs(float(one - other)) < 0.1
     plain = next(batches([scan], 3, 0, strength=0.0))
     assert torch.equal(plain["labels"][0], torch.from_numpy(blob[0]))
+    single = next(batches([scan], 3, 0, paired=False))
+    assert all(len(single[name]) == 3 for name in ("image", "labels", "trust", "known"))
 
 
 def test_prompts_mark_the_mask() -> None:

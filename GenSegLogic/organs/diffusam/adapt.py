@@ -192,7 +192,7 @@ def _few_shot(scans: list[LabelledScan], models: OrganModels, minutes: float, se
     """Returns the prior, the curve, sentences, and facts for the metadata."""
     held_out = scans[-1] if len(scans) >= HELD_OUT_FROM else None
     learned = scans if held_out is None else scans[:-1]
-    prior, curve, stopped = _train(models, batches(learned, PAIRS, seed, strength=1.2), minutes, progress, held_out)
+    prior, curve, stopped = _train(models, learned, seed, 1.2, minutes, progress, held_out)
     messages = ["With fewer than three cases, all are learned from and none is held out to tell when to stop."]
     if held_out is not None:
         best = max(row["held_out_dice"] for row in curve)
@@ -245,7 +245,7 @@ def _source_free(images: Sequence[Volume], models: OrganModels, minutes: float, 
                                            "label a case or two instead."], {"agreed": 0.0})
         spent += (time.monotonic() - began) / 60
         left = max((minutes - spent) / (ROUNDS - number), 0.1 * minutes)
-        prior, rows, _ = _train(current, batches(scans, PAIRS, seed + number, strength=1.0), left,
+        prior, rows, _ = _train(current, scans, seed + number, 1.0, left,
                                 part(progress, (number + 0.3) / ROUNDS, (number + 1) / ROUNDS), None)
         spent += left
         curve += [{"round": number + 1, **row} for row in rows]
@@ -258,9 +258,12 @@ def _source_free(images: Sequence[Volume], models: OrganModels, minutes: float, 
 # Training
 
 
-def _train(models: OrganModels, source: Iterator[dict[str, Tensor]], minutes: float, progress: Progress,
-           held_out: LabelledScan | None) -> tuple[MemoryPrior, list[dict[str, float]], bool]:
+def _train(models: OrganModels, scans: Sequence[LabelledScan], seed: int, strength: float, minutes: float,
+           progress: Progress, held_out: LabelledScan | None) -> tuple[MemoryPrior, list[dict[str, float]], bool]:
     """Train a copy of the prior: first its reading, then, with that frozen, its drawing of memories.
+
+    Args:
+        strength: of the augmentation.
 
     Returns:
         The prior, the curve, and whether it stopped early.
@@ -272,6 +275,7 @@ def _train(models: OrganModels, source: Iterator[dict[str, Tensor]], minutes: fl
         prior.train().requires_grad_(True)
         if drawing:
             freeze_reading(prior)
+        source = batches(scans, PAIRS if drawing else 2 * PAIRS, seed, strength=strength, paired=drawing)
         share = 1 - READING_SHARE if drawing else READING_SHARE
         within = part(progress, READING_SHARE, 1.0) if drawing else part(progress, 0.0, READING_SHARE)
         prior, rows, early = _phase(prior, models, source, share * minutes, within, held_out, drawing)

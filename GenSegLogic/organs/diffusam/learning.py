@@ -42,33 +42,35 @@ class LabelledScan:
     trust: np.ndarray | None = None
 
 
-def batches(scans: Sequence[LabelledScan], pairs: int, seed: int, random_share: float = 0.0,
-            strength: float = 1.0) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of pairs of neighbouring slices, deformed and recoloured, never mirrored.
+def batches(scans: Sequence[LabelledScan], count: int, seed: int, random_share: float = 0.0,
+            strength: float = 1.0, paired: bool = True) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of slices, or of pairs of neighbouring slices, deformed and recoloured, never mirrored.
 
     Args:
         scans: to draw from; scans with more slices are drawn more often.
-        pairs: P, pairs a batch.
+        count: slices, or pairs, in a batch.
         seed: of all random numbers.
-        random_share: part of the pairs that are shown in a random contrast, where tissues are known.
+        random_share: part of them that are shown in a random contrast, where tissues are known.
         strength: of the augmentation, 0 for none.
+        paired: draw pairs; what reads single slices learns more from slices that have nothing to do with each other.
 
     Yields:
-        image (2 P, 1, S, S) in [0, 1], labels (2 P, S, S) uint8, known (2 P, organs); rows 2 p, the slice before in
-        the direction of propagation, and 2 p + 1, the slice itself, are a pair.
+        image (B, 1, S, S) in [0, 1], labels (B, S, S) uint8, known (B, organs), trust (B, S, S) in [0, 1]. Paired,
+        B is 2 count: rows 2 p, the slice before in the direction of propagation, and 2 p + 1, the slice itself.
     """
+    group = 2 if paired else 1
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     counts = np.array([len(scan.labels) for scan in scans], float)
     while True:
         images, maps, known, is_random = [], [], [], []
-        for _ in range(pairs):
+        for _ in range(count):
             scan = scans[rng.choice(len(scans), p=counts / counts.sum())]
             k = int(rng.integers(len(scan.labels)))
             before = _neighbour(k, len(scan.labels), rng)
             random = scan.tissues is not None and rng.random() < random_share
             version = scan.images[rng.integers(len(scan.images))]
-            for index in (before, k):
+            for index in (before, k) if paired else (k,):
                 image = version[index]
                 images.append(image.astype(np.float32) / 255 if image.dtype == np.uint8 else image)
                 tissues = scan.labels[index] if scan.tissues is None else scan.tissues[index]
@@ -76,14 +78,14 @@ def batches(scans: Sequence[LabelledScan], pairs: int, seed: int, random_share: 
                 maps.append(np.stack([tissues, scan.labels[index], trust]))
                 known.append(scan.known[index])
                 is_random.append(random)
-        grid = deformation(pairs, maps[0].shape[-1], generator, strength).repeat_interleave(2, 0)
+        grid = deformation(count, maps[0].shape[-1], generator, strength).repeat_interleave(group, 0)
         image = warp(torch.from_numpy(np.stack(images)).float()[:, None], grid)
         moved = warp(torch.from_numpy(np.stack(maps)).float(), grid, nearest=True)
         if any(is_random):
             chosen = torch.tensor(is_random).view(-1, 1, 1, 1)
-            image = torch.where(chosen, random_looks(moved[:, :1], generator, group=2), image)
+            image = torch.where(chosen, random_looks(moved[:, :1], generator, group), image)
         yield {
-            "image": recolour(image, generator, 2, strength) if strength else image,
+            "image": recolour(image, generator, group, strength) if strength else image,
             "labels": moved[:, 1].to(torch.uint8),
             "trust": moved[:, 2] / 255,
             "known": torch.from_numpy(np.stack(known)).float(),
