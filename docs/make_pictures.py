@@ -33,7 +33,7 @@ def main() -> None:
     from slicer_stand_in.rendering import SliceView, save_picture
 
     with SliceView("Red", (192, 160)) as view:
-        scan = samples.add_chest_phantom()
+        scan = samples.add_phantom("chest")
         view.fit()
         save_picture(view.picture(), THUMBNAIL)
     if options.thumbnail_only:
@@ -41,7 +41,7 @@ def main() -> None:
     slicer.mrmlScene.Clear(False)
     PICTURES.mkdir(exist_ok=True)
     with SliceView("Red", SIZE) as view:
-        scan = samples.add_chest_phantom()
+        scan = samples.add_phantom("chest")
         view.fit()
         save_picture(view.picture(), PICTURES / "sample.png")
         slicer.util.selectModule("GenSegNodules")

@@ -44,7 +44,7 @@ class GenSegNodules(ScriptedLoadableModule):
 
     def onStartupCompleted(self):
         """Offer the phantom as sample data, and make the side-by-side layout known before a scene needs it."""
-        samples.register(self.resourcePath("Icons/GenSegNodulesPhantom.png"))
+        samples.register("chest", self.resourcePath("Icons/GenSegNodulesPhantom.png"))
         display.register_layout()
 
 
@@ -253,7 +253,7 @@ class GenSegNodulesTest(ScriptedLoadableModuleTest):
 
     def test_phantom_passes_preflight(self):
         """The sample is a CT that the task has no doubts about."""
-        node = samples.add_chest_phantom()
+        node = samples.add_phantom("chest")
         found = preflight.check(NoduleTask, node, lambda task, volume: (), lambda task, volume: None, "a CT")
         self.assertTrue(found.ready, found.problem)
         self.assertIn("CT", found.summary)

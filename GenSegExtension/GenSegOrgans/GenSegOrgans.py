@@ -17,7 +17,7 @@ from GenSegLogic.anatomy import ORGANS, check_names
 from GenSegLogic.bundles import find_bundle
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.organs.diffusam.task import AUTO, BUNDLES, OrgansTask, modality_of
-from GenSegPanel import parameters, preflight, timing
+from GenSegPanel import parameters, preflight, samples, timing
 from GenSegPanel.adaptation_section import AdaptationSection
 from GenSegPanel.job import PanelJob, task_job
 from GenSegPanel.organ_review import OrganReview
@@ -42,6 +42,12 @@ class GenSegOrgans(ScriptedLoadableModule):
             "Segments the organs of the abdomen in CT and MR without a click: a diffusion model imagines what Segment "
             "Anything 2 would remember of each organ from the slice before. For research, not for clinical use.")
         self.parent.acknowledgementText = _("Method: DiffuSAM, after Grossman et al., arXiv 2604.24719.")
+        slicer.app.connect("startupCompleted()", self.onStartupCompleted)
+
+    def onStartupCompleted(self):
+        """Offer the phantoms as sample data."""
+        samples.register("abdomen-ct", self.resourcePath("Icons/GenSegOrgansPhantomCT.png"))
+        samples.register("abdomen-mr", self.resourcePath("Icons/GenSegOrgansPhantomMR.png"))
 
 
 @parameterNodeWrapper

@@ -1,4 +1,4 @@
-"""Sample data that needs no download: a procedural phantom, drawn when somebody asks for it."""
+"""Sample data that needs no download: procedural phantoms, each drawn when somebody asks for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from GenSegScene.volumes import volume_to_node
 
 from .service import python_executable
 
-SAMPLE_NAME = "GenSegChestPhantom"
 POLL_SECONDS = 0.02
 
 # Needs nothing that Slicer's Python does not bring, so that the sample is there before anything is installed.
@@ -29,42 +30,75 @@ _DRAW = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy
-from GenSegLogic.phantoms.kinds import chest
-scan = chest(int(sys.argv[2]))["chest"]
-numpy.savez(sys.argv[3], voxels=scan.voxels, affine=scan.affine)
+from GenSegLogic.phantoms import KINDS
+from GenSegLogic.tasks import load
+scan = next(iter(load(KINDS[sys.argv[2]])(int(sys.argv[3])).values()))
+numpy.savez(sys.argv[4], voxels=numpy.round(scan.voxels).astype(numpy.int16), affine=scan.affine)
 """
 
 
-def register(thumbnail: str) -> None:
-    """Offer the chest phantom in the Sample Data module, category GenSeg. Nothing is made before a user asks."""
+@dataclass(frozen=True)
+class Sample:
+    """A phantom as the Sample Data module offers it.
+
+    Attributes:
+        name: of the sample and of its node.
+        modality: ``CT`` or ``MR``.
+        window: grey values that are shown black and white; None: 0 and the 99th percentile, for MR has no scale.
+        seconds: how long the drawing takes, about.
+    """
+
+    name: str
+    modality: str
+    window: tuple[float, float] | None
+    seconds: int
+
+
+SAMPLES = {
+    "chest": Sample("GenSegChestPhantom", "CT", (-1200, 200), 15),
+    "abdomen-ct": Sample("GenSegAbdomenCT", "CT", (-150, 250), 5),
+    "abdomen-mr": Sample("GenSegAbdomenMR", "MR", None, 5),
+}
+"""Kind of :data:`GenSegLogic.phantoms.KINDS` -> sample."""
+
+
+def register(kind: str, thumbnail: str) -> None:
+    """Offer a phantom in the Sample Data module, category GenSeg. Nothing is made before a user asks.
+
+    Args:
+        kind: one of SAMPLES.
+        thumbnail: path of a picture.
+    """
     import SampleData
 
+    name = SAMPLES[kind].name
     SampleData.SampleDataLogic.registerCustomSampleDataSource(
         category="GenSeg",
-        sampleName=SAMPLE_NAME,
-        uris="genseg:chest-phantom",  # asked for by Slicer, though nothing is downloaded
-        fileNames=SAMPLE_NAME,
-        nodeNames=SAMPLE_NAME,
+        sampleName=name,
+        uris=f"genseg:{kind}-phantom",  # asked for by Slicer, though nothing is downloaded
+        fileNames=name,
+        nodeNames=name,
         thumbnailFileName=thumbnail,
-        customDownloader=add_chest_sample,
+        customDownloader=partial(add_sample, kind),
     )
 
 
-def add_chest_sample(source: Any = None) -> list[Any]:
+def add_sample(kind: str, source: Any = None) -> list[Any]:
     """What the Sample Data module calls: the nodes that it then lists; none if the user cancels."""
     with slicer.util.tryWithErrorDisplay(_("The phantom could not be made.")):
         try:
-            return [add_chest_phantom()]
+            return [add_phantom(kind)]
         except Cancelled:
             return []
 
 
-def add_chest_phantom(seed: int = 0) -> Any:
-    """Draw a chest phantom and add it to the scene as a CT volume with a lung window.
+def add_phantom(kind: str, seed: int = 0) -> Any:
+    """Draw a phantom and add it to the scene as a volume with a window that fits.
 
-    Another process draws it, some 15 s long; the window lives on and shows that it works.
+    Another process draws it; the window lives on and shows that it works.
 
     Args:
+        kind: one of SAMPLES.
         seed: another seed, another patient.
 
     Returns:
@@ -74,27 +108,32 @@ def add_chest_phantom(seed: int = 0) -> Any:
         Cancelled: if the user cancels.
         GenSegError: if the process fails, with what it said last.
     """
-    node = volume_to_node(_draw(seed), slicer.mrmlScene.GenerateUniqueName(SAMPLE_NAME))
-    node.SetAttribute("DICOM.Modality", "CT")
+    sample = SAMPLES[kind]
+    scan = _draw(kind, seed)
+    node = volume_to_node(scan, slicer.mrmlScene.GenerateUniqueName(sample.name))
+    node.SetAttribute("DICOM.Modality", sample.modality)
     node.SetDescription(_("Procedural phantom, seed {seed}; no patient.").format(seed=seed))
     display = node.GetDisplayNode()
     display.AutoWindowLevelOff()
-    display.SetWindowLevel(1400, -500)
+    display.SetWindowLevelMinMax(*(sample.window or (0.0, float(np.percentile(scan.voxels, 99)))))
     slicer.util.setSliceViewerLayers(background=node, fit=True)
     return node
 
 
-def _draw(seed: int) -> Volume:
-    """The phantom's scan, int16 HU, from a process of its own."""
+def _draw(kind: str, seed: int) -> Volume:
+    """The phantom's scan, int16, from a process of its own."""
+    sample = SAMPLES[kind]
     with tempfile.TemporaryDirectory(dir=slicer.app.temporaryPath, ignore_cleanup_errors=True) as folder:
-        path, log_path = Path(folder, "chest.npz"), Path(folder, "log.txt")
-        command = [python_executable(), "-c", _DRAW, str(Path(GenSegLogic.__file__).parents[1]), str(seed), str(path)]
+        path, log_path = Path(folder, "scan.npz"), Path(folder, "log.txt")
+        command = [python_executable(), "-c", _DRAW, str(Path(GenSegLogic.__file__).parents[1]), kind, str(seed),
+                   str(path)]
         with open(log_path, "wb") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                        env=slicer.util.startupEnvironment(),
                                        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0))
         try:
-            _wait(process)
+            _wait(process, _("Drawing {name}. This takes about {seconds} seconds.").format(
+                name=sample.name, seconds=sample.seconds))
         finally:
             process.kill()
             process.wait()
@@ -103,12 +142,12 @@ def _draw(seed: int) -> Volume:
             raise GenSegError(_("The phantom could not be drawn: {reason}").format(
                 reason=said[-1] if said else f"exit code {process.returncode}"))
         with np.load(path) as parts:
-            return Volume(parts["voxels"], parts["affine"], SAMPLE_NAME, {"modality": "CT"})
+            return Volume(parts["voxels"], parts["affine"], sample.name, {"modality": sample.modality})
 
 
-def _wait(process: subprocess.Popen[bytes]) -> None:
+def _wait(process: subprocess.Popen[bytes], text: str) -> None:
     """Let the window live until the process ends; raises Cancelled when the user wants no more."""
-    with _busy_dialog(_("Drawing a chest phantom. This takes about 15 seconds.")) as dialog:
+    with _busy_dialog(text) as dialog:
         while process.poll() is None:
             slicer.app.processEvents()
             if dialog is not None and dialog.wasCanceled:

@@ -74,7 +74,7 @@ class Walkthrough:
         if self.small:
             self.scan = small_scan()
         else:
-            self.scan = samples.add_chest_phantom()
+            self.scan = samples.add_phantom("chest")
         self.ui.inputSelector.setCurrentNode(self.scan)
         check(self.ui.applyButton.enabled, f"Apply is off: {self.ui.preflightLabel.text}")
         check("CT" in self.ui.preflightLabel.text, "The preflight line does not name the modality.")

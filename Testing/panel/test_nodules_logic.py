@@ -1,4 +1,4 @@
-"""The logic class from the Python console, the service that panels share, installation and sample data."""
+"""The logic class from the Python console, the service that panels share, and installation."""
 
 from __future__ import annotations
 
@@ -204,63 +204,6 @@ def test_service_requirements_are_the_projects():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = {str(item) for item in slicer.packaging.load_requirements(install.SERVICE_REQUIREMENTS)}
     assert lines == set(project["optional-dependencies"]["service"])
-
-
-def test_the_phantom_is_offered_as_sample_data(logic, monkeypatch):
-    registered = []
-    sample_data = types.ModuleType("SampleData")
-    sample_data.SampleDataLogic = types.SimpleNamespace(
-        registerCustomSampleDataSource=lambda **options: registered.append(options))
-    monkeypatch.setitem(sys.modules, "SampleData", sample_data)
-    slicer.modules.gensegnodules.module.onStartupCompleted()
-    (sample,) = registered
-    # The desktop's SampleDataSource takes the length of these three.
-    assert all(isinstance(sample[name], str) for name in ("uris", "fileNames", "nodeNames"))
-    assert Path(sample["thumbnailFileName"]).is_file()
-    (node,) = sample["customDownloader"](None)
-    assert node.GetClassName() == "vtkMRMLScalarVolumeNode" and node.GetAttribute("DICOM.Modality") == "CT"
-    assert node.GetName() == sample["sampleName"]
-
-
-def test_the_window_lives_while_the_phantom_is_drawn_and_can_cancel(monkeypatch):
-    import psutil
-    import qt
-
-    from GenSegPanel import samples
-
-    window, seen = qt.QMainWindow(), []
-    monkeypatch.setattr(slicer.util, "mainWindow", lambda: window)
-    window.show()
-
-    def look():
-        """What a user sees and does some time after the click."""
-        (dialog,) = [child for child in window.children() if child.className() == "QProgressDialog"]
-        # Other tests of this run leave children of their own.
-        drawing = [process for process in psutil.Process().children()
-                   if any("phantoms.kinds" in word for word in process.cmdline())]
-        seen.append((dialog.visible, dialog.maximum, dialog.labelText, drawing))
-        if len(seen) == 5:
-            dialog.cancel()
-
-    timer = qt.QTimer()
-    timer.interval = 100
-    timer.connect("timeout()", look)
-    timer.start()
-    assert samples.add_chest_sample() == []
-    timer.stop()
-    assert len(seen) == 5
-    assert all(visible and maximum == 0 and "Drawing" in text for visible, maximum, text, _ in seen)
-    (process,) = seen[0][3]
-    assert not process.is_running() and slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
-    assert not any(child.visible for child in window.children() if child.className() == "QProgressDialog")
-
-
-def test_a_phantom_that_cannot_be_drawn_says_why(monkeypatch):
-    from GenSegPanel import samples
-
-    with pytest.raises(GenSegError, match="could not be drawn: ValueError: expected non-negative"):
-        samples.add_chest_phantom(seed=-4_000_000)  # more than what is added to keep phantoms apart from training
-    assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
 
 
 def test_the_self_test_passes(logic, caplog):
