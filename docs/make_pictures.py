@@ -1,9 +1,10 @@
-"""The pictures of the tutorial and the sample's thumbnail, rendered from a real run in a real MRML scene.
+"""The pictures of the tutorials and the samples' thumbnails, rendered from real runs in a real MRML scene.
 
-    python docs/make_pictures.py            # needs the tests' packages and OpenGL, not the Slicer application
+    python docs/make_pictures.py                    # needs the tests' packages and OpenGL, not the Slicer application
+    python docs/make_pictures.py --only organs      # or nodules, or thumbnails, which need no model
 
-The panel's own code finds the nodules of the sample phantom with the models that ship; Slicer's own slice views,
-offscreen, take the pictures.
+The panels' own code works on the sample phantoms with the models that ship; Slicer's own slice views, offscreen, take
+the pictures.
 """
 
 from __future__ import annotations
@@ -14,44 +15,52 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+EXTENSION = ROOT / "GenSegExtension"
 PICTURES = ROOT / "docs" / "pictures"
-THUMBNAIL = ROOT / "GenSegExtension" / "GenSegNodules" / "Resources" / "Icons" / "GenSegNodulesPhantom.png"
+THUMBNAILS = {
+    "chest": EXTENSION / "GenSegNodules" / "Resources" / "Icons" / "GenSegNodulesPhantom.png",
+    "abdomen-ct": EXTENSION / "GenSegOrgans" / "Resources" / "Icons" / "GenSegOrgansPhantomCT.png",
+    "abdomen-mr": EXTENSION / "GenSegOrgans" / "Resources" / "Icons" / "GenSegOrgansPhantomMR.png",
+}
 SIZE = (480, 400)
 
 
 def main() -> None:
-    """Write all pictures."""
+    """Write all pictures, or some."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--thumbnail-only", action="store_true", help="only the sample's thumbnail, without any model")
-    options = parser.parse_args()
-    sys.path[:0] = [str(ROOT / "Testing" / "panel"), str(ROOT / "Testing"), str(ROOT / "GenSegExtension")]
+    parser.add_argument("--only", choices=("thumbnails", "nodules", "organs"), help="these alone")
+    only = parser.parse_args().only
+    sys.path[:0] = [str(ROOT / "Testing" / "panel"), str(ROOT / "Testing"), str(EXTENSION)]
     import panel_stand_in
 
-    slicer = panel_stand_in.install()
-    module = panel_stand_in.add_module(ROOT / "GenSegExtension" / "GenSegNodules" / "GenSegNodules.py")
+    panel_stand_in.install()
+    PICTURES.mkdir(exist_ok=True)
+    for name, take in (("thumbnails", thumbnails), ("nodules", nodules), ("organs", organs)):
+        if only in (None, name):
+            take()
+
+
+def thumbnails() -> None:
+    """The samples as the Sample Data module shows them."""
+    import slicer
+
     from GenSegPanel import samples
     from slicer_stand_in.rendering import SliceView, save_picture
 
-    with SliceView("Red", (192, 160)) as view:
-        scan = samples.add_phantom("chest")
-        view.fit()
-        save_picture(view.picture(), THUMBNAIL)
-    if options.thumbnail_only:
-        return
-    slicer.mrmlScene.Clear(False)
-    PICTURES.mkdir(exist_ok=True)
+    for kind, path in THUMBNAILS.items():
+        slicer.mrmlScene.Clear(False)
+        with SliceView("Red", (192, 160)) as view:
+            samples.add_phantom(kind)
+            view.fit()
+            save_picture(view.picture(), path)
+
+
+def nodules() -> None:
+    """Finding, outline and counterfactual in the chest phantom."""
+    from slicer_stand_in.rendering import SliceView, save_picture
+
     with SliceView("Red", SIZE) as view:
-        scan = samples.add_phantom("chest")
-        view.fit()
-        save_picture(view.picture(), PICTURES / "sample.png")
-        slicer.util.selectModule("GenSegNodules")
-        panel = module.self()
-        panel.ui.inputSelector.setCurrentNode(scan)
-        panel.ui.applyButton.click()
-        panel_stand_in.process_events(3600, lambda: not panel.controls.busy)
-        if panel.controls.job.state != "done":
-            sys.exit(f"The job failed: {panel.controls.job.error}")
-        print(panel.ui.statusLabel.text)
+        panel, module = applied("GenSegNodules", "chest", view, "sample.png")
         most_probable_first(panel.review)
         closer(view)
         save_picture(view.picture(), PICTURES / "overlay.png")
@@ -60,6 +69,46 @@ def main() -> None:
         panel.review.node.GetDisplayNode().SetVisibility(False)
         save_picture(view.picture(), PICTURES / "counterfactual.png")
     module.unload()
+
+
+def organs() -> None:
+    """Organs and their confidence in the CT phantom, at the liver's middle."""
+    from slicer_stand_in.rendering import SliceView, save_picture
+
+    with SliceView("Red", SIZE) as view:
+        panel, module = applied("GenSegOrgans", "abdomen-ct", view, "organs-sample.png")
+        table = panel.ui.findingsTable
+        for row in range(table.rowCount):
+            print(*(table.item(row, column).text() for column in range(table.columnCount)), sep="  ")
+        table.selectRow([table.item(row, 0).text() for row in range(table.rowCount)].index("Liver"))
+        save_picture(view.picture(), PICTURES / "organs.png")
+        panel.ui.confidenceCheckBox.checked = True
+        save_picture(view.picture(), PICTURES / "organs-confidence.png")
+    module.unload()
+
+
+def applied(name: str, kind: str, view: Any, picture: str) -> tuple[Any, Any]:
+    """A module's panel after Apply on a phantom, of which a picture is taken before; and the module."""
+    import panel_stand_in
+    import slicer
+
+    from GenSegPanel import samples
+    from slicer_stand_in.rendering import save_picture
+
+    slicer.mrmlScene.Clear(False)
+    scan = samples.add_phantom(kind)
+    view.fit()
+    save_picture(view.picture(), PICTURES / picture)
+    module = panel_stand_in.add_module(EXTENSION / name / f"{name}.py")
+    slicer.util.selectModule(name)
+    panel = module.self()
+    panel.ui.inputSelector.setCurrentNode(scan)
+    panel.ui.applyButton.click()
+    panel_stand_in.process_events(3600, lambda: not panel.controls.busy)
+    if panel.controls.job.state != "done":
+        sys.exit(f"The job failed: {panel.controls.job.error}")
+    print(panel.ui.statusLabel.text)
+    return panel, module
 
 
 def most_probable_first(review: Any) -> None:
