@@ -1,12 +1,14 @@
-"""A user's session with the nodule panel, from import to a reopened scene, played by a script.
+"""A user's session with a panel, from import to a reopened scene, played by a script.
 
 In the desktop, unchanged, with GenSeg's modules known to Slicer::
 
     Slicer --python-script Testing/desktop/walkthrough.py
+    Slicer --python-script Testing/desktop/walkthrough.py -- --panel organs
 
 Outside of it, on the stand-ins of the panel tests (real MRML, real Qt, real service process)::
 
     python Testing/desktop/walkthrough.py [--service Testing/panel/nodule_service.py]
+    python Testing/desktop/walkthrough.py --panel organs [--bundle NAME]
 
 Prints one line a step, and the longest time for which the window did not answer. Exit code 0: everything was as it
 should be; 1: something was not, and the line says what.
@@ -39,21 +41,46 @@ def check(condition: Any, sentence: str) -> None:
 
 
 class Walkthrough:
-    """The session. Every step leaves the panel ready for the next."""
+    """The session. Every step leaves the panel ready for the next. What the panels differ in, is in the classes below.
 
-    def __init__(self, folder: Path, small: bool) -> None:
+    Attributes:
+        module: the module's name.
+        sample: kind of the sample phantom.
+        segmentationKey, overlayKey: of a run's nodes.
+        many: steps of a job that is long enough to be interrupted.
+    """
+
+    module = sample = segmentationKey = overlayKey = ""
+    many = 1
+
+    def __init__(self, folder: Path, small: bool, bundle: str | None) -> None:
         """
         Args:
             folder: where the scene and the table are saved.
             small: a small scan instead of the sample phantom.
+            bundle: what is chosen as model; None: what the panel starts with.
         """
         import slicer
 
-        self.slicer, self.folder, self.small = slicer, folder, small
-        slicer.util.selectModule("GenSegNodules")
-        self.widget = slicer.modules.gensegnodules.widgetRepresentation().self()
+        self.slicer, self.folder, self.small, self.bundle = slicer, folder, small, bundle
+        slicer.util.selectModule(self.module)
+        self.widget = getattr(slicer.modules, self.module.lower()).widgetRepresentation().self()
         self.ui = self.widget.ui
         self.longest = 0.0
+
+    def smallScan(self) -> Any:
+        """A volume node to work on instead of the sample."""
+        raise TypeError(f"{type(self).__name__} has no small scan")
+
+    def review(self) -> None:
+        """Work with what was found."""
+        raise TypeError(f"{type(self).__name__} has nothing to review")
+
+    def leaveMark(self) -> None:
+        """Do something with the results that a saved scene keeps."""
+
+    def checkMark(self) -> None:
+        """Look whether it was kept."""
 
     def play(self) -> None:
         """All steps, one line each."""
@@ -71,11 +98,12 @@ class Walkthrough:
         """Load the sample; the panel takes it and offers Apply."""
         from GenSegPanel import samples
 
-        if self.small:
-            self.scan = small_scan()
-        else:
-            self.scan = samples.add_phantom("chest")
+        self.scan = self.smallScan() if self.small else samples.add_phantom(self.sample)
         self.ui.inputSelector.setCurrentNode(self.scan)
+        if self.bundle is not None:
+            index = self.ui.bundleCombo.findText(self.bundle)
+            check(index >= 0, f"There is no model {self.bundle}.")
+            self.ui.bundleCombo.currentIndex = index
         check(self.ui.applyButton.enabled, f"Apply is off: {self.ui.preflightLabel.text}")
         check("CT" in self.ui.preflightLabel.text, "The preflight line does not name the modality.")
 
@@ -87,45 +115,16 @@ class Walkthrough:
         self.waitForEnd()
         job = self.widget.controls.job
         check(job.state == "done", f"The job ended as {job.state}: {job.error}")
-        self.segmentation = job.nodes["nodules_segmentation"]
-        names = [node.GetName() for node in self.nodes() if node not in before]
-        check(any("SYNTHETIC" in name for name in names), f"No counterfactual among {names}.")
+        self.segmentation = job.nodes[self.segmentationKey]
+        new = [node for node in self.nodes() if node not in before]
+        check(all(node in new for node in job.nodes.values()), "A node of the run is not in the scene.")
         check(self.ui.findingsTable.rowCount == self.segmentation.GetSegmentation().GetNumberOfSegments(),
               "The table does not have a row for each segment.")
         check(self.ui.findingsTable.rowCount > 0, "Nothing was found.")
 
-    def review(self) -> None:
-        """Work through the findings: keys' actions, threshold, fade, side by side, export."""
-        from GenSegScene import display, findings, runs
-
-        review, layout = self.widget.review, display.register_layout()
-        review.next()
-        self.processEvents(0.2)
-        first = review.currentSegment()
-        review.accept()
-        check(findings.status_of(self.segmentation, first) == "accepted", "Accept did not reach the segment.")
-        before = layout.GetViewArrangement()
-        self.ui.sideBySideButton.click()
-        self.processEvents(0.5)
-        check(layout.GetViewArrangement() == display.SIDE_BY_SIDE, "The side-by-side layout did not come.")
-        self.ui.sideBySideButton.click()
-        check(layout.GetViewArrangement() == before, "The user's layout did not come back.")
-        self.ui.fadeSlider.value = 0.5
-        check(abs(display.faded() - 0.5) < 1e-6, "The views did not fade.")
-        self.ui.fadeSlider.value = 0.0
-        residual = runs.related(self.segmentation, "residual")
-        new = self.ui.thresholdSlider.value + 50
-        self.timed(lambda: review.onThresholdDragged(new))
-        check(abs(display.displayed_threshold(residual) - new) < 1e-3, "The display did not follow the slider.")
-        self.timed(lambda: setattr(self.ui.thresholdSlider, "value", new))
-        check(first in list(self.segmentation.GetSegmentation().GetSegmentIDs()), "An accepted finding was replaced.")
-        path = self.folder / "findings.csv"
-        review.exportTo(str(path))
-        check(path.read_text(encoding="utf-8").count("\n") >= 2, "The table was not exported.")
-
     def cancel(self) -> None:
         """Apply and think better of it."""
-        self.ui.stepsSpinBox.value = 60
+        self.ui.stepsSpinBox.value = self.many
         before = self.nodes()
         self.start()
         self.waitFor(lambda: self.widget.controls.job.fraction > 0.1, 120, "the first step")
@@ -154,7 +153,7 @@ class Walkthrough:
 
     def closeScene(self) -> None:
         """Close the scene in mid-job."""
-        self.ui.stepsSpinBox.value = 60
+        self.ui.stepsSpinBox.value = self.many
         self.start()
         job = self.widget.controls.job
         self.waitFor(lambda: job.fraction > 0.1, 120, "the first step")
@@ -164,13 +163,12 @@ class Walkthrough:
         check(self.ui.findingsTable.rowCount == 0, "The table still shows findings of the closed scene.")
 
     def saveAndReopen(self) -> None:
-        """Run, accept, save as .mrb, reopen: nothing is lost."""
-        from GenSegScene import findings, runs
+        """Run, leave a mark, save as .mrb, reopen: nothing is lost."""
+        from GenSegScene import runs
 
         self.importScan()
         self.apply()
-        self.widget.review.next()
-        self.widget.review.accept()
+        self.leaveMark()
         rows, count = self.ui.findingsTable.rowCount, len(self.nodes())
         path = self.folder / "walkthrough.mrb"
         check(self.slicer.util.saveScene(str(path)), "The scene could not be saved.")
@@ -178,11 +176,11 @@ class Walkthrough:
         self.slicer.util.loadScene(str(path))
         self.processEvents(0.5)
         check(len(self.nodes()) == count, f"{count} nodes were saved, {len(self.nodes())} came back.")
-        node = self.widget.review.node
-        check(node is not None and runs.related(node, "residual") is not None, "The panel does not show the saved run.")
+        check(runs.related(self.widget.review.node, self.overlayKey) is not None,
+              "The panel does not show the saved run.")
         check(self.ui.findingsTable.rowCount == rows, "The table came back with other rows.")
-        check(findings.findings(node)[0].status == "accepted", "The status was lost.")
         check(self.ui.inputSelector.currentNode() is not None, "The panel forgot its scan.")
+        self.checkMark()
 
     # How
 
@@ -224,26 +222,128 @@ class Walkthrough:
                 if not node.GetHideFromEditors()]
 
 
-def small_scan() -> Any:
-    """A CT of lung with two bright balls, 40 x 48 x 48 voxels."""
-    import numpy as np
-    import slicer
+class NoduleWalkthrough(Walkthrough):
+    """A session with the nodule panel."""
 
-    voxels = np.random.default_rng(5).normal(-850, 15, (40, 48, 48)).astype("int16")
-    k, j, i = np.ogrid[:40, :48, :48]
-    voxels[((k - 10) * 2) ** 2 + (j - 14) ** 2 + (i - 12) ** 2 < 25] = 40
-    voxels[((k - 28) * 2) ** 2 + (j - 30) ** 2 + (i - 33) ** 2 < 49] = 20
-    node = slicer.util.addVolumeFromArray(voxels, np.diag([-1.0, -1.0, 2.0, 1.0]), "Chest")
-    node.SetAttribute("DICOM.Modality", "CT")
-    return node
+    module, sample = "GenSegNodules", "chest"
+    segmentationKey, overlayKey = "nodules_segmentation", "residual"
+    many = 60
+
+    def smallScan(self) -> Any:
+        """A CT of lung with two bright balls, 40 x 48 x 48 voxels."""
+        import numpy as np
+
+        voxels = np.random.default_rng(5).normal(-850, 15, (40, 48, 48)).astype("int16")
+        k, j, i = np.ogrid[:40, :48, :48]
+        voxels[((k - 10) * 2) ** 2 + (j - 14) ** 2 + (i - 12) ** 2 < 25] = 40
+        voxels[((k - 28) * 2) ** 2 + (j - 30) ** 2 + (i - 33) ** 2 < 49] = 20
+        node = self.slicer.util.addVolumeFromArray(voxels, np.diag([-1.0, -1.0, 2.0, 1.0]), "Chest")
+        node.SetAttribute("DICOM.Modality", "CT")
+        return node
+
+    def review(self) -> None:
+        """Work through the findings: keys' actions, threshold, fade, side by side, export."""
+        from GenSegScene import display, findings, runs
+
+        name = runs.related(self.segmentation, "counterfactual").GetName()
+        check("SYNTHETIC" in name, f"The counterfactual is called {name}.")
+        review, layout = self.widget.review, display.register_layout()
+        review.next()
+        self.processEvents(0.2)
+        first = review.currentSegment()
+        review.accept()
+        check(findings.status_of(self.segmentation, first) == "accepted", "Accept did not reach the segment.")
+        before = layout.GetViewArrangement()
+        self.ui.sideBySideButton.click()
+        self.processEvents(0.5)
+        check(layout.GetViewArrangement() == display.SIDE_BY_SIDE, "The side-by-side layout did not come.")
+        self.ui.sideBySideButton.click()
+        check(layout.GetViewArrangement() == before, "The user's layout did not come back.")
+        self.ui.fadeSlider.value = 0.5
+        check(abs(display.faded() - 0.5) < 1e-6, "The views did not fade.")
+        self.ui.fadeSlider.value = 0.0
+        residual = runs.related(self.segmentation, "residual")
+        new = self.ui.thresholdSlider.value + 50
+        self.timed(lambda: review.onThresholdDragged(new))
+        check(abs(display.displayed_threshold(residual) - new) < 1e-3, "The display did not follow the slider.")
+        self.timed(lambda: setattr(self.ui.thresholdSlider, "value", new))
+        check(first in list(self.segmentation.GetSegmentation().GetSegmentIDs()), "An accepted finding was replaced.")
+        path = self.folder / "findings.csv"
+        review.exportTo(str(path))
+        check(path.read_text(encoding="utf-8").count("\n") >= 2, "The table was not exported.")
+
+    def leaveMark(self) -> None:
+        """Accept a finding."""
+        self.widget.review.next()
+        self.widget.review.accept()
+
+    def checkMark(self) -> None:
+        """It is still accepted."""
+        from GenSegScene import findings
+
+        check(findings.findings(self.widget.review.node)[0].status == "accepted", "The status was lost.")
+
+
+class OrganWalkthrough(Walkthrough):
+    """A session with the organ panel."""
+
+    module, sample = "GenSegOrgans", "abdomen-ct"
+    segmentationKey, overlayKey = "organs_segmentation", "confidence"
+    many = 50
+
+    def smallScan(self) -> Any:
+        """A CT phantom of the abdomen, 48 x 48 x 6 voxels."""
+        from GenSegLogic.phantoms.abdomen import abdomen_phantom
+        from GenSegScene.volumes import volume_to_node
+
+        node = volume_to_node(abdomen_phantom(3, "ct", "test", size=48, slices=6).image, "Abdomen")
+        node.SetAttribute("DICOM.Modality", "CT")
+        return node
+
+    def review(self) -> None:
+        """Look at the organs: a row that moves the views, the confidence, export."""
+        from GenSegPanel.run_review import is_shown
+        from GenSegScene import runs
+
+        table = self.ui.findingsTable
+        found = [row for row in range(table.rowCount) if float(table.item(row, 1).text()) > 0]
+        check(found, "No organ was found.")
+        table.selectRow(found[-1])
+        self.processEvents(0.2)
+        segment = self.widget.review.currentSegment()
+        (red,) = [node for node in self.slicer.util.getNodesByClass("vtkMRMLSliceNode")
+                  if node.GetLayoutName() == "Red"]
+        height = self.segmentation.GetSegmentCenterRAS(segment)[2]
+        check(abs(red.GetSliceToRAS().GetElement(2, 3) - height) < 1.0, "The views did not move to the organ.")
+        confidence = runs.related(self.segmentation, "confidence")
+        for shown in (True, False):
+            self.timed(lambda shown=shown: setattr(self.ui.confidenceCheckBox, "checked", shown))
+            check(is_shown(confidence) == shown, "The confidence did not come or did not go.")
+        path = self.folder / "organs.csv"
+        self.widget.review.exportTo(str(path))
+        check(path.read_text(encoding="utf-8").count("\n") > table.rowCount, "The table was not exported.")
+
+    def leaveMark(self) -> None:
+        """Show the confidence."""
+        self.ui.confidenceCheckBox.checked = True
+
+    def checkMark(self) -> None:
+        """It is still shown."""
+        check(self.ui.confidenceCheckBox.checked, "The confidence is no longer shown.")
+
+
+PANELS = {"nodules": NoduleWalkthrough, "organs": OrganWalkthrough}
 
 
 def main(arguments: list[str]) -> int:
     """Play the session; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--panel", choices=list(PANELS), default="nodules", help="whose session (default nodules)")
+    parser.add_argument("--bundle", help="what to choose as model; default: what the panel starts with")
     parser.add_argument("--service", type=Path, help="a program to run in place of the real service")
     parser.add_argument("--small", action="store_true", help="a small scan in place of the sample phantom")
     options = parser.parse_args(arguments)
+    panel = PANELS[options.panel]
     try:
         import slicer
 
@@ -255,14 +355,14 @@ def main(arguments: list[str]) -> int:
         import panel_stand_in
 
         panel_stand_in.install()
-        panel_stand_in.add_module(ROOT / "GenSegExtension" / "GenSegNodules" / "GenSegNodules.py")
+        panel_stand_in.add_module(ROOT / "GenSegExtension" / panel.module / f"{panel.module}.py")
     from GenSegPanel import service
 
     if options.service is not None:
         service._shared = service.PanelService(program=options.service)
     with tempfile.TemporaryDirectory(prefix="genseg-walkthrough-") as folder:
         try:
-            Walkthrough(Path(folder), options.small).play()
+            panel(Path(folder), options.small, options.bundle).play()
         except Failed as failure:
             print(f"FAILED: {failure}", flush=True)
             return 1

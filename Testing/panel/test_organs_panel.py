@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.errors import GenSegError
 from GenSegScene import display, runs
 
-MODULE = Path(__file__).parents[2] / "GenSegExtension" / "GenSegOrgans" / "GenSegOrgans.py"
+ROOT = Path(__file__).parents[2]
+MODULE = ROOT / "GenSegExtension" / "GenSegOrgans" / "GenSegOrgans.py"
 PRIOR, SAM2 = "tiny-ct", "tiny-sam2"
 
 
@@ -398,3 +401,13 @@ def test_learning_can_be_stopped(panel, abdomen, marked):
     panel.ui.adaptButton.click()
     assert panel.adaptation.adaptation.state == "cancelled" and panel.ui.adaptButton.text == "Adapt"
     assert "stopped" not in bundle_names("organs")
+
+
+def test_the_walkthrough_is_through(organ_bundles, tmp_path):
+    """The same script that plays a user in the desktop, with the real service on the random prior."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "Testing" / "desktop" / "walkthrough.py"), "--panel", "organs", "--bundle", PRIOR,
+         "--small"], capture_output=True, text=True, timeout=900, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("The walkthrough is through.")
+    assert "Traceback" not in done.stderr
