@@ -53,13 +53,13 @@ def marked_organs(image: Any, segmentation: Any) -> dict[str, int]:
 def filling(labels: np.ndarray, image: Any, segmentation: Any) -> Iterator[None]:
     """Write the organs of a segmentation into ``labels`` (k, j, i) of a scan's grid, one segment at every step.
 
-    A segment of a large scan takes some 0.3 s; in between, the window lives on.
+    A segment of 512 x 512 x 300 voxels takes Slicer half a second; in between, the window lives on.
 
     Raises:
         GenSegError: if none of the segments that are named after organs holds a voxel of the scan.
     """
     for segment_id, label in marked_organs(image, segmentation).items():
-        labels[mask_from_segment(segmentation, segment_id, image).voxels > 0] = label
+        np.copyto(labels, label, where=mask_from_segment(segmentation, segment_id, image).voxels.view(bool))
         yield
     if not labels.any():
         raise GenSegError(_("{name} marks no voxel of {scan}: choose the segmentation that belongs to it.").format(
