@@ -29,7 +29,8 @@ SIDE_BY_SIDE_XML = f"""
 </layout>"""
 
 _PREVIOUS_LAYOUT = "GenSeg.PreviousLayout"
-_RESIDUAL_COLORS = "vtkMRMLColorTableNodeWarm1"  # built in, red to yellow: no file of the application is needed
+_RESIDUAL_COLORS = "vtkMRMLColorTableNodeWarm1"  # built in, yellow to red: no file of the application is needed
+_CONFIDENCE_COLORS = "vtkMRMLColorTableNodeDesert"  # built in, red to orange
 _RESIDUAL_OPACITY = 0.5
 _SURE = 0.98  # confidence from which on nothing is coloured
 # The residual is the foreground, because Slicer shows a colour legend for background, foreground and label only. The
@@ -68,12 +69,12 @@ def show_as_residual(node: Any, threshold: float, maximum: float, title: str) ->
 
 
 def show_as_confidence(node: Any) -> None:
-    """Show a confidence volume, in [0, 1], as an overlay that colours what is doubtful: red 0, yellow nearly sure.
+    """Show a confidence volume, in [0, 1], as an overlay that colours what is doubtful: red 0, orange nearly sure.
 
     Clear are what is sure, or else the overlay would hide the scan, and what was not looked at, which has exactly 0.
     """
     display = node.GetDisplayNode()
-    display.SetAndObserveColorNodeID(_RESIDUAL_COLORS)
+    display.SetAndObserveColorNodeID(_CONFIDENCE_COLORS)
     display.AutoWindowLevelOff()
     display.SetWindowLevelMinMax(0.0, 1.0)
     display.AutoThresholdOff()

@@ -200,6 +200,10 @@ def test_the_confidence_is_an_overlay_that_colours_only_what_is_doubtful(done):
     shown = confidence.GetDisplayNode()
     assert 0 < shown.GetLowerThreshold() < 0.01 and 0.9 < shown.GetUpperThreshold() < 1
     assert (shown.GetWindowLevelMin(), shown.GetWindowLevelMax()) == (0, 1)
+    doubtful, sure = [0.0] * 4, [0.0] * 4
+    shown.GetColorNode().GetColor(0, doubtful)
+    shown.GetColorNode().GetColor(shown.GetColorNode().GetNumberOfColors() - 1, sure)
+    assert doubtful[:3] == [1.0, 0.0, 0.0] and sure[1] > 0.5  # as the box's tool tip promises: what is doubtful is red
     done.ui.confidenceCheckBox.checked = False
     assert all(composite.GetForegroundVolumeID() is None for composite in display.composites())
 
