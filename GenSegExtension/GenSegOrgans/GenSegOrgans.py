@@ -123,7 +123,7 @@ class GenSegOrgansWidget(TaskPanel):
         """Names of the organs that the bundle knows; all of them where the bundle is not there to be asked."""
         try:
             volume = volumes.volume_from_node(self._parameterNode.inputVolume)
-            return check_names(_bundle(self._parameterNode.bundle, volume).metadata["organs"])
+            return check_names(_bundle(self._parameterNode.bundle, volume).metadata.get("organs", ORGANS))
         except GenSegError:  # the preflight line says it
             return tuple(ORGANS)
 
@@ -261,8 +261,11 @@ class GenSegOrgansLogic(ScriptedLoadableModuleLogic):
 
 
 def _bundle(name, volume):
-    """The bundle that a task takes for a volume."""
-    return find_bundle(BUNDLES[modality_of(volume)] if name == AUTO else name)
+    """The bundle that a task takes for a volume; GenSegError if it is not there or of another kind."""
+    bundle = find_bundle(BUNDLES[modality_of(volume)] if name == AUTO else name)
+    if bundle.kind != "organs":
+        raise GenSegError(_("{name} is no model of organs: choose another model.").format(name=bundle.name))
+    return bundle
 
 
 def _bundles(task, volume) -> tuple[str, ...]:

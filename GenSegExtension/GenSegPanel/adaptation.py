@@ -17,9 +17,10 @@ from slicer.i18n import tr as _
 
 import GenSegLogic
 from GenSegLogic.anatomy import ORGANS
-from GenSegLogic.bundles import find_bundle
+from GenSegLogic.bundles import find_bundle, list_bundles
 from GenSegLogic.bundles.bundle import is_name
 from GenSegLogic.bundles.folders import cached_bundles_folder
+from GenSegLogic.bundles.registry import read_registry
 from GenSegLogic.datasets.labels import organ_named
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.organs.diffusam.task import AUTO, BUNDLES, modality_of
@@ -27,7 +28,6 @@ from GenSegLogic.volume import Volume
 from GenSegScene.segmentations import mask_from_segment
 from GenSegScene.volumes import volume_from_node
 
-from .parameters import bundle_names
 from .service import python_executable
 
 PREPARING_MILLISECONDS, LEARNING_MILLISECONDS = 10, 500  # between two looks at how far it is
@@ -66,6 +66,14 @@ def filling(labels: np.ndarray, image: Any, segmentation: Any) -> Iterator[None]
             name=segmentation.GetName(), scan=image.GetName()))
 
 
+def check_name(name: str) -> None:
+    """Raise GenSegError unless a new bundle may be called so: neither a bundle nor published weights, nor ``auto``."""
+    if not is_name(name):
+        raise GenSegError(_("Choose a new name of lower-case letters, digits and dashes for the adapted model."))
+    if name == AUTO or name in read_registry() or name in [bundle.name for bundle in list_bundles()]:
+        raise GenSegError(_("The name {name} is taken: choose another one for the adapted model.").format(name=name))
+
+
 class Adaptation:
     """Learning in hand. A timer of the event loop follows it; the bundle appears when it has ended well.
 
@@ -95,8 +103,7 @@ class Adaptation:
             GenSegError: if the name is no bundle's or taken, there is no case, a scan cannot be used, or, unless
                 ``sourceFree``, a case has no segmentation, or one without a segment that is named after an organ.
         """
-        if not is_name(name) or name in bundle_names("organs"):
-            raise GenSegError(_("Choose a new name of lower-case letters, digits and dashes for the adapted model."))
+        check_name(name)
         if not cases:
             raise GenSegError(_("Add at least one case."))
         scans = [volume_from_node(image) for image, _segmentation in cases]

@@ -151,6 +151,14 @@ def test_a_bundle_that_is_not_here_is_named(panel, abdomen):
     assert "prior-of-another-computer" in panel.ui.preflightLabel.text
 
 
+def test_a_bundle_of_another_kind_is_named(panel, abdomen):
+    panel.ui.inputSelector.setCurrentNode(abdomen)
+    panel._parameterNode.bundle = SAM2
+    assert panel.knownOrgans() == tuple(ORGANS)
+    assert not panel.ui.applyButton.enabled
+    assert f"{SAM2} is no model of organs" in panel.ui.preflightLabel.text
+
+
 def test_auto_takes_the_bundle_of_the_scans_modality(panel, abdomen):
     panel.ui.inputSelector.setCurrentNode(abdomen)
     panel.ui.bundleCombo.currentIndex = 0
@@ -295,9 +303,13 @@ def test_cases_are_picked_kept_and_refused_in_words(panel, abdomen, marked):
     labels = np.zeros((6, 48, 48), np.uint8)
     assert len(list(filling(labels, abdomen, marked))) == 2  # steps, one for each segment
     assert set(np.unique(labels)) == {0, ORGANS["liver"].label, ORGANS["spleen"].label}
-    panel.ui.adaptNameEdit.text = "tiny-ct"
+    panel.ui.adaptNameEdit.text = "My Organs"
     panel.ui.adaptButton.click()
     assert "Choose a new name" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+    for taken in (PRIOR, SAM2, "abdomen-sam2", "maisi-rflow-ct", "auto"):  # the last but one is fetched, not here yet
+        panel.ui.adaptNameEdit.text = taken
+        panel.ui.adaptButton.click()
+        assert f"The name {taken} is taken" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
     panel.ui.adaptNameEdit.text = "gone"
     slicer.mrmlScene.RemoveNode(marked)
     panel.ui.adaptButton.click()
