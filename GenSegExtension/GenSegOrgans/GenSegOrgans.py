@@ -98,6 +98,11 @@ class GenSegOrgansWidget(TaskPanel):
         self.adaptation.stop()
         super().cleanup()
 
+    def onSceneStartClose(self, caller=None, event=None):
+        """The job, if any, cancels itself; learning goes on once it has its cases."""
+        self.adaptation.onSceneStartClose()
+        super().onSceneStartClose(caller, event)
+
     def onLearned(self, name):
         """Choose the bundle that was learned; the panel may be closed meanwhile."""
         self.logic.getParameterNode().bundle = name

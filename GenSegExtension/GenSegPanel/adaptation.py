@@ -66,6 +66,18 @@ def filling(labels: np.ndarray, image: Any, segmentation: Any) -> Iterator[None]
             name=segmentation.GetName(), scan=image.GetName()))
 
 
+def nodes_of(cases: Sequence[tuple[Any, Any | None]], sourceFree: bool) -> list[Any]:
+    """The nodes that the cases take their voxels and their place from: what is used of each, and its transforms."""
+    found = []
+    for image, segmentation in cases:
+        for used in (image,) if sourceFree else (image, segmentation):
+            node = used
+            while node is not None:
+                found.append(node)
+                node = node.GetParentTransformNode()
+    return found
+
+
 def check_name(name: str) -> None:
     """Raise GenSegError unless a new bundle may be called so: neither a bundle nor published weights, nor ``auto``."""
     if not is_name(name):
@@ -121,6 +133,7 @@ class Adaptation:
         self._folder = tempfile.TemporaryDirectory(dir=slicer.app.temporaryPath, ignore_cleanup_errors=True)
         self._said, self._log = Path(self._folder.name, "said.txt"), Path(self._folder.name, "log.txt")
         self._process: subprocess.Popen[bytes] | None = None
+        self._nodes = [(node, node.GetName()) for node in nodes_of(cases, sourceFree)]
         self._preparing = self._prepare(request, cases, scans)
         self._timer = self._start_timer()
 
@@ -183,6 +196,10 @@ class Adaptation:
     def _prepare_more(self) -> None:
         sentence = details = ""
         try:
+            for node, name in self._nodes:
+                if node.GetScene() is None:  # without a transform, for one, labels would land in another place
+                    raise GenSegError(_("{name} was removed from the scene before it could be handed over; no model "
+                                        "was written.").format(name=name))
             next(self._preparing, None)
         except GenSegError as error:
             sentence = str(error)

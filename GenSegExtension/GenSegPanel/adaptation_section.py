@@ -108,6 +108,8 @@ class AdaptationSection:
                 self._tell(_("Nothing was installed, so nothing was started."))
         except GenSegError as error:
             self._tell(str(error))
+        except OSError as error:  # a full disk, or no right to write
+            self._tell(_("Learning could not start: {reason}.").format(reason=error))
         self.refresh()
 
     def stop(self) -> None:
@@ -115,6 +117,12 @@ class AdaptationSection:
         if self.adaptation is not None:
             self.adaptation.cancel()
         self.refresh()
+
+    def onSceneStartClose(self) -> None:
+        """The cases go away: end what still needs them. Learning that has them in files of its own goes on."""
+        if self.adaptation is not None and self.adaptation.state == "preparing":
+            self.stop()
+            self._tell(_("The scene was closed before its cases were handed over; no model was written."))
 
     def _onProgress(self, fraction: float, message: str) -> None:
         self.ui.adaptProgressBar.value = round(100 * fraction)
@@ -126,8 +134,7 @@ class AdaptationSection:
         self._onBundle(name)
 
     def _onFailed(self, sentence: str, details: str) -> None:
-        self._tell(sentence)
-        self.ui.adaptStatusLabel.toolTip = details or _("What happened last.")
+        self._tell(sentence, details)
         self.refresh()
 
     def _pairs(self) -> list[tuple[Any | None, Any | None]]:
@@ -145,5 +152,6 @@ class AdaptationSection:
         line = _("{scan} + {segmentation}, labels not used") if self.sourceFree else "{scan} + {segmentation}"
         return line.format(scan=scan.GetName(), segmentation=segmentation.GetName())
 
-    def _tell(self, sentence: str) -> None:
+    def _tell(self, sentence: str, details: str = "") -> None:
         self.ui.adaptStatusLabel.text = sentence
+        self.ui.adaptStatusLabel.toolTip = details or _("What happened last.")

@@ -20,7 +20,7 @@ class JobControls:
         """
         Args:
             ui: widgets ``applyButton``, ``progressBar``, ``statusLabel``, ``detailsButton``.
-            begin: starts a job; None if the user decided against it. GenSegError becomes the status line.
+            begin: starts a job; None if the user decided against it. GenSegError and OSError become the status line.
         """
         self.ui, self._begin = ui, begin
         self.job: PanelJob | None = None
@@ -54,6 +54,8 @@ class JobControls:
             self.job = self._begin()
         except GenSegError as error:
             self.fail(str(error))
+        except OSError as error:  # a full disk, or no right to write
+            self.fail(_("Nothing could be started: {reason}.").format(reason=error))
         self.update()
 
     def progress(self, fraction: float, message: str) -> None:

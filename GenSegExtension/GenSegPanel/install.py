@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import slicer
@@ -51,12 +52,12 @@ def ensure() -> bool:
     if slicer.util.mainWindow() is not None and not slicer.util.confirmOkCancelDisplay(
             question(lines), windowTitle=_("Install what GenSeg needs")):
         return False
-    requirements.ensure()
-    service = _missing_for_service()
     try:
+        requirements.ensure()
+        service = _missing_for_service()
         slicer.packaging.pip_ensure(service, prompt_install=False, prompt_restart=False, requester="GenSeg",
                                     show_progress=slicer.util.mainWindow() is not None)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the last is what pip's failure comes as
         raise GenSegError(_("The packages could not be installed: check the network and retry. {reason}").format(
             reason=error)) from error
     return True

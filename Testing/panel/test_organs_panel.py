@@ -394,6 +394,79 @@ def test_a_segmentation_of_another_place_is_refused(panel, abdomen, marked):
     assert panel.adaptation.adaptation.state == "failed" and panel.ui.adaptButton.text == "Adapt"
 
 
+def begin_to_learn(panel, name):
+    """Press Adapt; the cases are not handed over yet."""
+    panel.ui.adaptNameEdit.text = name
+    panel.ui.adaptMinutesSpinBox.value = 0.1
+    panel.ui.adaptButton.click()
+    assert panel.adaptation.adaptation.state == "preparing", panel.ui.adaptStatusLabel.text
+
+
+def test_a_scene_that_is_closed_before_its_cases_are_handed_over_ends_the_learning(panel, abdomen, marked):
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "closed")
+    slicer.mrmlScene.Clear(False)
+    assert panel.adaptation.adaptation.state == "cancelled" and not panel.adaptation.busy
+    assert "The scene was closed" in panel.ui.adaptStatusLabel.text and panel.ui.adaptButton.text == "Adapt"
+
+
+def test_learning_outlives_the_scene_once_it_has_its_cases(panel, abdomen, marked):
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "outlives")
+    assert panel_stand_in.process_events(30, lambda: panel.adaptation.adaptation.state == "running")
+    slicer.mrmlScene.Clear(False)
+    assert panel.adaptation.busy
+    panel.ui.adaptButton.click()
+
+
+@pytest.mark.parametrize("gone", ["Abdomen", "Marked", "Moved"])
+def test_a_node_that_is_removed_before_it_is_handed_over_ends_the_learning(panel, abdomen, marked, gone):
+    moved = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Moved")
+    for node in (abdomen, marked):
+        node.SetAndObserveTransformNodeID(moved.GetID())
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "removed")
+    slicer.mrmlScene.RemoveNode(slicer.util.getNode(gone))
+    assert panel_stand_in.process_events(30, lambda: not panel.adaptation.busy)
+    assert panel.adaptation.adaptation.state == "failed"
+    assert f"{gone} was removed from the scene" in panel.ui.adaptStatusLabel.text
+
+
+def test_a_disk_that_cannot_be_written_ends_as_one_sentence(panel, abdomen, marked, tmp_path, monkeypatch):
+    add_case(panel, abdomen, marked)
+    panel.ui.adaptNameEdit.text = "unwritten"
+    panel.ui.adaptStatusLabel.toolTip = "details of an earlier failure"
+    with monkeypatch.context() as missing:
+        missing.setattr(slicer.app, "temporaryPath", str(tmp_path / "missing"))
+        panel.ui.adaptButton.click()
+    assert "Learning could not start: " in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+    assert str(tmp_path / "missing") in panel.ui.adaptStatusLabel.text
+    assert panel.ui.adaptStatusLabel.toolTip == "What happened last."
+
+
+def test_an_apply_that_cannot_read_or_write_ends_as_one_sentence(panel, tmp_path):
+    from GenSegPanel.controls import JobControls
+
+    JobControls(panel.ui, (tmp_path / "missing").read_bytes).onApply()
+    assert "Nothing could be started: " in panel.ui.statusLabel.text
+    assert str(tmp_path / "missing") in panel.ui.statusLabel.text
+
+
+def test_an_installation_that_fails_ends_as_one_sentence(panel, monkeypatch):
+    from GenSegPanel import install
+
+    def pip_install(requirements, **options):
+        """What ``slicer.packaging`` does to install, with the real pip and no index to look in."""
+        subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", *map(str, requirements)], check=True,
+                       capture_output=True)
+
+    monkeypatch.setattr(install, "_missing_for_service", lambda: ["genseg-package-that-is-nowhere"])
+    monkeypatch.setattr(slicer.app, "testingEnabled", lambda: False)
+    monkeypatch.setattr(slicer.packaging, "pip_ensure", pip_install)
+    with pytest.raises(GenSegError, match="The packages could not be installed"):
+        install.ensure()
+
+
 def test_learning_ends_with_a_bundle_that_is_chosen_and_can_be_used(panel, abdomen, marked):
     panel.ui.inputSelector.setCurrentNode(abdomen)
     add_case(panel, abdomen, marked)
