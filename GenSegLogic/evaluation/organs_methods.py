@@ -97,7 +97,7 @@ def regressor(models: OrganModels, organs: Sequence[str]) -> Segmenter:
             size = models.sam2.memory_size
             nothing = torch.zeros(len(rows), MEMORY_CHANNELS, size, size, device=rows.device)
             return sample(models.prior, models.sam2, features, context.select(rows), organs.to(rows), previous, 1,
-                          nothing)
+                          nothing, start=1.0)
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 

@@ -1,4 +1,4 @@
 """Rectified flow as pure functions.
 
-Convention (METHODS: "settled"): t in [0, 1] is the noise fraction, x_t = (1 - t) z + t eps, velocity v = z - eps.
+Convention: t in [0, 1] is the noise fraction, x_t = (1 - t) z + t eps, velocity v = z - eps.
 """

@@ -37,7 +37,7 @@ def score(x: Tensor, velocity: Tensor, t: Time) -> Tensor:
 
 
 def corrected_target(clean: Tensor, noise: Tensor, t: Time) -> Tensor:
-    """ViCTr's Tweedie-corrected target u = z - (1 - t) eps (METHODS (d), "settled")."""
+    """ViCTr's Tweedie-corrected target u = z - (1 - t) eps."""
     return clean - (1 - t) * noise
 
 

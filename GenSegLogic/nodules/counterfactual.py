@@ -1,7 +1,7 @@
 """The scan without the nodule: training-free guidance of a frozen rectified flow [N, T, F].
 
 [N] Petersen et al. 2026 (arXiv 2604.08313), [T] Ye et al. 2024 (TFG), [F] Patel et al. 2025 (FlowChef's gradient
-skipping). Where they are silent, METHODS.md decides ("ours"): the gate p(nodule), the latent region of interest outside
+skipping). Where they are silent, we decide ("ours"): the gate p(nodule), the latent region of interest outside
 of which the known path is kept, guidance normalised to the region's size, and guidance that may only take density away.
 """
 
@@ -158,7 +158,7 @@ def _guided_step(
     guidance: Guidance,
     generator: torch.Generator,
 ) -> Tensor:
-    """One step t -> t' of METHODS (a)."""
+    """One step t -> t'."""
     through = guidance.through_network and guidance.strength > 0
     with torch.set_grad_enabled(through):
         x = x.detach().requires_grad_(through)

@@ -24,7 +24,7 @@ LUNG_HU = (-1000.0, -600.0)
 
 @dataclass(frozen=True)
 class NoduleTask(Task):
-    """Weakly supervised lung nodules [Petersen et al. 2026, arXiv 2604.08313]; see METHODS (a)."""
+    """Weakly supervised lung nodules [Petersen et al. 2026, arXiv 2604.08313]."""
 
     name: ClassVar[str] = "nodules"
     title: ClassVar[str] = "Lung nodules"

@@ -25,6 +25,8 @@ DRAWING_SHARE = 0.12
 """Part of the time that drawing phantoms may take."""
 SAM2_BUNDLE = "abdomen-sam2"
 PRIOR_BUNDLES = {"CT": "abdomen-ct", "MR": "abdomen-mr"}
+TIME_SHARES = {"CT": 0.35, "MR": 0.65}
+"""Parts of the training time: MR has three looks and random ones to learn, CT a single one."""
 SOURCE = "trained by this project on procedural phantoms; no published weights and no patient were used"
 
 
@@ -55,14 +57,15 @@ def prior(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     network = load_bundle(sam2_bundle).networks["sam2"]
     assert isinstance(network, Sam2)  # a bundle of kind sam2 holds one
     train, held_out, left = _phantoms(output, minutes, seed, progress)
-    for number, (modality, name) in enumerate(PRIOR_BUNDLES.items()):
+    learning, done = part(progress, DRAWING_SHARE, 1), 0.0
+    for modality, name in PRIOR_BUNDLES.items():
         work = output.with_name(f"{output.name}-{modality.lower()}.work")
-        share = part(progress, DRAWING_SHARE + (1 - DRAWING_SHARE) * number / 2,
-                     DRAWING_SHARE + (1 - DRAWING_SHARE) * (number + 1) / 2)
+        budget, told = TIME_SHARES[modality] * left, part(learning, done, done + TIME_SHARES[modality])
+        done += TIME_SHARES[modality]
         looks = recipe.LOOKS[modality]
         trained, arguments, curve = recipe.fit(network, modality, load_scans(train, looks),
-                                               load_scans(held_out, looks), work, left / 2, seed, share)
-        write_prior(output / name, modality, trained, arguments, sam2_bundle, curve, seed, left / 2, len(train))
+                                               load_scans(held_out, looks), work, budget, seed, told)
+        write_prior(output / name, modality, trained, arguments, sam2_bundle, curve, seed, budget, len(train))
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -139,6 +142,7 @@ def _card(metadata: dict[str, Any]) -> str:
         f"- Licence: {metadata['licence']}; commercial use allowed", "",
     ]
     if curve:
-        lines += ["| " + " | ".join(curve[0]) + " |", "|" + " --- |" * len(curve[0]),
-                  *["| " + " | ".join(f"{value:g}" for value in row.values()) + " |" for row in curve]]
+        keys = list(dict.fromkeys(key for row in curve for key in row))
+        lines += ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys),
+                  *["| " + " | ".join(f"{row[key]:g}" if key in row else "" for key in keys) + " |" for row in curve]]
     return "\n".join(lines) + "\n"

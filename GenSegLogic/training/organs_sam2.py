@@ -1,8 +1,8 @@
 """Recipe of the bundle ``abdomen-sam2``: a small SAM 2 from phantoms of every contrast.
 
 Three tasks train it: a memory of the same slice, a memory of the slice before, a box or click, each to be decoded into
-the mask. Two heads, dropped afterwards, keep it from the collapse that METHODS (b) warns of, in which the memory is
-ignored: one reads the mask off the memory, one the organs off the image features.
+the mask. Two heads, dropped afterwards, keep it from a collapse in which the memory is ignored: one reads the mask off
+the memory, one the organs off the image features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAIRS = 6
 PICKS = 2
 """Organs a slice in every batch."""
 RANDOM_SHARE = 0.6
-"""Slices in a random contrast: these carry to real scans better than fixed looks do (METHODS (b))."""
+"""Slices in a random contrast: these carry to real scans better than fixed looks do."""
 
 
 class Pretraining(nn.Module):

@@ -116,6 +116,9 @@ def adapt(
         raise GenSegError(f"{missing[0]} has no labels: give them, or learn without any (source-free).")
     models = _load(source, device)
     modality = modality_of(cases[0][0])
+    if other := [image.name for image, _ in cases if modality_of(image) != modality]:
+        raise GenSegError(f"{other[0]} is not {modality} as {cases[0][0].name} is: learn from one kind of scan at a "
+                          "time.")
     models = replace(models, grid=models.grid.for_modality(modality))
     began = time.monotonic()
     with torch.random.fork_rng(devices=[]):
@@ -140,7 +143,7 @@ def adapt(
         "training": {"recipe": f"genseg adapt organs{' --source-free' if source_free else ''}", "seed": seed,
                      "minutes": spent, "source": f"{source.name} ({source.digest[:12]})",
                      "data": {"cases": len(cases), **stated}, "curve": curve},
-        "metrics": {key: value for key, value in (curve[-1] if curve else {}).items() if key.startswith("held_out")},
+        "metrics": _best_held_out(curve),
         "source": f"{name} of {source.name} on this computer",
     }
     return Adapted({"prior": ("memory-prior", arguments, prior.cpu())}, metadata, curve, messages)
@@ -164,7 +167,10 @@ def _with_organs(models: OrganModels, names: Sequence[str]) -> OrganModels:
 
 def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels,
               organs: Mapping[int, str] | None) -> tuple[list[LabelledScan], tuple[str, ...]]:
-    """Cases on the canonical grid, labelled by the organs that occur in any of them, in the models' order."""
+    """Cases on the canonical grid, and the organs, in the models' order, that occur in any that is learned from.
+
+    Of an organ that a case does not label nothing is known: it may be there and nobody outlined it.
+    """
     numbers = organs or {organ.label: name for name, organ in ORGANS.items()}
     placed = []
     for image, labels in cases:
@@ -173,7 +179,8 @@ def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels
             raise GenSegError(f"{labels.name} does not lie on the grid of {image.name}: their sizes or positions "
                               "differ; save the labels on the scan's own grid.")
         placed.append((models.grid.apply(image).voxels, models.grid.apply_labels(labels, image)))
-    there = {numbers[int(value)] for _, labels in placed for value in np.unique(labels) if int(value) in numbers}
+    there = {numbers[int(value)] for _, labels in placed[: _learned_from(len(placed))] for value in np.unique(labels)
+             if int(value) in numbers}
     learned = tuple(name for name in models.organs if name in there)
     if not learned:
         raise GenSegError(f"The labels of {cases[0][0].name} hold none of the organs that {', '.join(models.organs)} "
@@ -184,21 +191,32 @@ def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels
         for value, name in numbers.items():
             if name in learned:
                 own[given == value] = 1 + learned.index(name)
-        scans.append(LabelledScan((voxels,), own, np.ones((len(own), len(learned)), np.uint8)))
+        labelled = [bool((own == place + 1).any()) for place in range(len(learned))]
+        scans.append(LabelledScan((voxels,), own, np.tile(np.array(labelled, np.uint8), (len(own), 1))))
     return scans, learned
+
+
+def _learned_from(count: int) -> int:
+    """How many of so many cases are learned from; the last one is held out where there are enough."""
+    return count - 1 if count >= HELD_OUT_FROM else count
 
 
 def _few_shot(scans: list[LabelledScan], models: OrganModels, minutes: float, seed: int, progress: Progress):
     """Returns the prior, the curve, sentences, and facts for the metadata."""
-    held_out = scans[-1] if len(scans) >= HELD_OUT_FROM else None
-    learned = scans if held_out is None else scans[:-1]
+    learned = scans[: _learned_from(len(scans))]
+    held_out = scans[-1] if len(learned) < len(scans) else None
     prior, curve, stopped = _train(models, learned, seed, 1.2, minutes, progress, held_out)
     messages = ["With fewer than three cases, all are learned from and none is held out to tell when to stop."]
     if held_out is not None:
-        best = max(row["held_out_dice"] for row in curve)
-        messages = [f"On the case that was held out, the mean Dice is {best:.2f}"
+        messages = [f"On the case that was held out, the mean Dice is {_best_held_out(curve)['held_out_dice']:.2f}"
                     + (", and learning stopped early because it no longer rose." if stopped else ".")]
     return prior, curve, messages, {"held_out": 0 if held_out is None else 1}
+
+
+def _best_held_out(curve: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """``held_out_dice`` of the weights that are kept: the best check of the drawing; nothing if none was held out."""
+    checks = [row["held_out_dice"] for row in curve if row.get("phase") == 2 and "held_out_dice" in row]
+    return {"held_out_dice": max(checks)} if checks else {}
 
 
 @torch.no_grad()

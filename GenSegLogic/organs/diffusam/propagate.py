@@ -1,4 +1,4 @@
-"""From the best slice up and down: organs of a whole scan without a prompt (METHODS (b)).
+"""From the best slice up and down: organs of a whole scan without a prompt (DiffuSAM, arXiv 2604.24719).
 
 All organs, both directions and all members of the ensemble go through the networks as one batch, a slice at a time.
 """
@@ -27,6 +27,9 @@ PRESENT = 0.5
 """Presence that some slice must reach, or the organ is not there."""
 ABSENT = 0.15
 """Presence below which a propagation that has lost the organ ends."""
+READOUT_SHARE = 0.75
+"""Weight of the read-out beside the ensemble in the confidence. SAM 2's masks are sharp also where they are wrong; the
+read-out is trained to be as sure as it is right (validation phantoms: AUROC 0.07 above the distance to the border)."""
 BATCH = 64
 """Pairs of slice and organ that are decoded at once."""
 ENCODER_BATCH = 8
@@ -38,7 +41,7 @@ class Segmentation:
 
     Attributes:
         probabilities: organ -> (k, j, i) float32 in [0, 1]; an organ that is not there is 0 everywhere.
-        confidence: (k, j, i) float32 in [0, 1]: how far the ensemble can be trusted at this voxel.
+        confidence: (k, j, i) float32 in [0, 1]: how far ensemble and read-out agree on the answer at this voxel.
         presence: organ -> highest probability over the slices that the organ is there, in [0, 1].
         encoded_slices: how often the image encoder ran: once per slice, whatever the number of organs.
     """
@@ -135,7 +138,8 @@ def segment(
     for place, members in zip(there, logits, strict=True):
         mean = _enlarge(members.sigmoid().mean(0), volume.shape[1])
         probabilities[organs[place]] = mean
-        confidence.add(mean)
+        readout = scan.context.readout[:, int(index[place])].sigmoid().cpu()
+        confidence.add(mean, _enlarge(readout, volume.shape[1]))
     callback(1.0)
     return Segmentation(probabilities, confidence.result(), {name: float(highest[place]) for place, name in
                                                              enumerate(organs)}, len(volume.voxels))
@@ -230,17 +234,20 @@ def _enlarge(probability: Tensor, size: int) -> np.ndarray:
 
 
 class _Confidence:
-    """Probability that the voxel's label is right, as far as the ensemble can tell."""
+    """Probability that the voxel's label is right, as far as the ensemble and the read-out can tell."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self.highest = np.zeros(shape, np.float32)
-        self.rest = np.ones(shape, np.float32)
+        self.highest = np.full(shape, 0.5, np.float32)
+        self.winner = np.zeros(shape, np.float32)
+        self.most = np.zeros(shape, np.float32)
 
-    def add(self, probability: np.ndarray) -> None:
-        """Take in one organ's mean probability over the ensemble."""
-        np.maximum(self.highest, probability, out=self.highest)
-        self.rest *= 1 - probability
+    def add(self, probability: np.ndarray, readout: np.ndarray) -> None:
+        """Take in one organ's mean probability over the ensemble, which decides the label, and its read-out."""
+        certain = READOUT_SHARE * readout + (1 - READOUT_SHARE) * probability
+        wins = probability > self.highest
+        self.highest[wins], self.winner[wins] = probability[wins], certain[wins]
+        np.maximum(self.most, certain, out=self.most)
 
     def result(self) -> np.ndarray:
-        """(k, j, i) float32 in [0, 1]: of the winning organ where it wins, of none where none does."""
-        return np.where(self.highest > 0.5, self.highest, self.rest).astype(np.float32)
+        """(k, j, i) float32 in [0, 1]: of the winning organ where one wins, of none where none does."""
+        return np.where(self.highest > 0.5, self.winner, 1 - self.most)

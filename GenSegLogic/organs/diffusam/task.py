@@ -41,7 +41,7 @@ class Found:
 
 @dataclass(frozen=True)
 class OrgansTask(Task):
-    """Organs without prompts by DiffuSAM [Grossman et al. 2026, arXiv 2604.24719]; see METHODS (b)."""
+    """Organs without prompts by DiffuSAM [Grossman et al. 2026, arXiv 2604.24719]."""
 
     name: ClassVar[str] = "organs"
     title: ClassVar[str] = "Organs"
@@ -51,7 +51,7 @@ class OrgansTask(Task):
     organs: tuple[str, ...] = parameter((), "Organs to segment; all that the bundle knows without any.")
     steps: int = parameter(2, "Sampling steps of the prior; more cost time.", minimum=1, maximum=50)
     samples: int = parameter(
-        2, "Members of the ensemble; more make the confidence finer and cost time.", minimum=1, maximum=16
+        2, "Members of the ensemble, each with its own random numbers; more cost time.", minimum=1, maximum=16
     )
 
     def __post_init__(self) -> None:
