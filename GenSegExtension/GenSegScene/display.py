@@ -7,6 +7,8 @@ from typing import Any
 
 import slicer
 
+from . import runs
+
 SIDE_BY_SIDE = 7461
 """Identifier of the layout with the scan beside its counterfactual; outside the range of Slicer's own layouts."""
 
@@ -29,6 +31,7 @@ SIDE_BY_SIDE_XML = f"""
 </layout>"""
 
 _PREVIOUS_LAYOUT = "GenSeg.PreviousLayout"
+_PREVIOUS_FOREGROUND, _PREVIOUS_OPACITY = "GenSeg.PreviousForeground", "GenSeg.PreviousForegroundOpacity"
 _RESIDUAL_COLORS = "vtkMRMLColorTableNodeWarm1"  # built in, yellow to red: no file of the application is needed
 _CONFIDENCE_COLORS = "vtkMRMLColorTableNodeDesert"  # built in, red to orange
 _RESIDUAL_OPACITY = 0.5
@@ -127,14 +130,42 @@ def show_in_views(scan: Any, counterfactual: Any = None, residual: Any = None) -
 
 
 def show_residual(residual: Any) -> None:
-    """Show ``residual`` as overlay in all slice views but that of the counterfactual, or nothing (None)."""
+    """Show ``residual`` as overlay in all slice views but that of the counterfactual.
+
+    None: no overlay; each view gets back the foreground, with its opacity, that the overlay took the place of.
+    """
     for composite in composites():
-        bare = composite.GetLayoutName() == COUNTERFACTUAL_VIEW
-        composite.SetForegroundVolumeID(None if bare else _id(residual))
-        composite.SetForegroundOpacity(_RESIDUAL_OPACITY)
+        if composite.GetLayoutName() == COUNTERFACTUAL_VIEW:
+            composite.SetForegroundVolumeID(None)
+        elif residual is not None:
+            _cover(composite, residual)
+        else:
+            _uncover(composite)
     # Views look again at whether a legend's volume is shown only when a person changes the layer, or the legend does.
     for legend in slicer.util.getNodesByClass("vtkMRMLColorLegendDisplayNode"):
         legend.Modified()
+
+
+def _cover(composite: Any, overlay: Any) -> None:
+    """Make ``overlay`` the foreground; the user's own is remembered in the view's node, in a saved scene too."""
+    if not _has_overlay(composite):
+        composite.SetNodeReferenceID(_PREVIOUS_FOREGROUND, composite.GetForegroundVolumeID())
+        composite.SetAttribute(_PREVIOUS_OPACITY, str(composite.GetForegroundOpacity()))
+    composite.SetForegroundVolumeID(overlay.GetID())
+    composite.SetForegroundOpacity(_RESIDUAL_OPACITY)
+
+
+def _uncover(composite: Any) -> None:
+    """Give the user's own foreground back, unless there is one already."""
+    if _has_overlay(composite):
+        composite.SetForegroundVolumeID(composite.GetNodeReferenceID(_PREVIOUS_FOREGROUND))
+        composite.SetForegroundOpacity(float(composite.GetAttribute(_PREVIOUS_OPACITY) or _RESIDUAL_OPACITY))
+
+
+def _has_overlay(composite: Any) -> bool:
+    """Whether the foreground of a view is of a run, not the user's own."""
+    foreground = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID() or "")
+    return foreground is not None and foreground.GetAttribute(runs.RUN) is not None
 
 
 def fade(fraction: float) -> None:

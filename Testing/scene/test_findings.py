@@ -208,6 +208,35 @@ def test_fade_leaves_the_overlay_alone(nodes):
     assert display.faded() == 1.0
 
 
+def test_the_users_own_fusion_layer_comes_back_from_under_the_overlay(nodes, tmp_path):
+    pet = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "PET")
+    display.show_residual(None)
+    for composite, opacity in zip(display.composites(), (0.3, 0.7, 0.9), strict=False):
+        composite.SetForegroundVolumeID(pet.GetID())
+        composite.SetForegroundOpacity(opacity)
+    before = [(composite.GetForegroundVolumeID(), composite.GetForegroundOpacity())
+              for composite in display.composites()]
+    assert len(set(before)) > 1
+    for overlay in (nodes["residual"], nodes["counterfactual"]):  # a second overlay is not what the user had
+        display.show_residual(overlay)
+        assert all(composite.GetForegroundVolumeID() == overlay.GetID() and composite.GetForegroundOpacity() == 0.5
+                   for composite in display.composites())
+    display.show_residual(None)
+    assert before == [(composite.GetForegroundVolumeID(), composite.GetForegroundOpacity())
+                      for composite in display.composites()]
+
+    display.show_residual(nodes["residual"])
+    chosen = display.composites()[0]
+    chosen.SetForegroundVolumeID(None)  # the user thinks better of it
+    display.show_residual(nodes["residual"])
+    save_scene(tmp_path / "scene.mrb")
+    load_scene(tmp_path / "scene.mrb")
+    display.show_residual(None)
+    shown = [composite.GetForegroundVolumeID() for composite in display.composites()]
+    pet = slicer.mrmlScene.GetFirstNodeByName("PET")
+    assert shown == [None, *[pet.GetID()] * (len(shown) - 1)]
+
+
 def test_side_by_side_is_one_orientation_linked_and_undone(nodes, plain_chest):
     layout = slicer.util.getNodesByClass("vtkMRMLLayoutNode")[0]
     layout.SetViewArrangement(layout.SlicerLayoutFourUpView)
