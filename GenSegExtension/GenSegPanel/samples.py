@@ -19,6 +19,7 @@ from slicer.i18n import tr as _
 import GenSegLogic
 from GenSegLogic.errors import Cancelled, GenSegError
 from GenSegLogic.volume import Volume
+from GenSegScene import display
 from GenSegScene.volumes import volume_to_node
 
 from .service import python_executable
@@ -113,10 +114,10 @@ def add_phantom(kind: str, seed: int = 0) -> Any:
     node = volume_to_node(scan, slicer.mrmlScene.GenerateUniqueName(sample.name))
     node.SetAttribute("DICOM.Modality", sample.modality)
     node.SetDescription(_("Procedural phantom, seed {seed}; no patient.").format(seed=seed))
-    display = node.GetDisplayNode()
-    display.AutoWindowLevelOff()
-    display.SetWindowLevelMinMax(*(sample.window or (0.0, float(np.percentile(scan.voxels, 99)))))
-    slicer.util.setSliceViewerLayers(background=node, fit=True)
+    node.GetDisplayNode().AutoWindowLevelOff()
+    node.GetDisplayNode().SetWindowLevelMinMax(*(sample.window or (0.0, float(np.percentile(scan.voxels, 99)))))
+    display.show_in_views(node)
+    slicer.util.setSliceViewerLayers(foreground=None, label=None, fit=True)  # what was shown lies on another scan
     return node
 
 
@@ -163,6 +164,9 @@ def _busy_dialog(text: str) -> Iterator[Any]:
         return
     dialog = slicer.util.createProgressDialog(labelText=text, windowTitle=_("GenSeg"))
     dialog.maximum = 0  # a bar without an end, since nobody knows how far the drawing is; earlier it hides the dialog
+    import qt
+
+    dialog.windowModality = qt.Qt.ApplicationModal  # else a second click draws a second phantom inside this wait
     dialog.show()
     try:
         yield dialog

@@ -13,6 +13,7 @@ import slicer
 
 from GenSegLogic.errors import GenSegError
 from GenSegPanel import samples
+from GenSegScene import display
 from GenSegScene.volumes import volume_from_node
 
 EXTENSION = Path(__file__).parents[2] / "GenSegExtension"
@@ -51,18 +52,25 @@ def test_every_phantom_is_offered(offered):
 @pytest.mark.parametrize("kind", samples.SAMPLES)
 def test_a_phantom_comes_as_a_scan_that_its_task_has_no_doubts_about(offered, kind):
     sample = samples.SAMPLES[kind]
+    old = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Old").GetID()
+    for composite in display.composites():  # what lies over another scan
+        composite.SetForegroundVolumeID(old)
+        composite.SetNthLayerVolumeID(composite.Layer_Last, old)
     (node,) = offered[sample.name]["customDownloader"](None)
     assert node.GetClassName() == "vtkMRMLScalarVolumeNode" and node.GetName() == sample.name
     assert node.GetAttribute("DICOM.Modality") == sample.modality
-    scan, display = volume_from_node(node), node.GetDisplayNode()
+    scan, shown = volume_from_node(node), node.GetDisplayNode()
     assert scan.voxels.dtype == np.int16 and scan.metadata["modality"] == sample.modality
     assert list(task_of(kind).preflight({"image": scan})) == []
     # The window tells apart what matters: the body is neither all black nor all white.
     middle = scan.voxels[len(scan.voxels) // 2, 64:-64, 64:-64]
-    low, high = display.GetWindowLevelMin(), display.GetWindowLevelMax()
+    low, high = shown.GetWindowLevelMin(), shown.GetWindowLevelMax()
     assert ((middle > low) & (middle < high)).mean() > 0.5
     black, white = (middle <= low).mean(), (middle >= high).mean()
     assert black < 0.5 and white < 0.2
+    assert {(composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID(),
+             composite.GetNthLayerVolumeID(composite.Layer_Last))
+            for composite in display.composites()} == {(node.GetID(), None, None)}
 
 
 def test_the_window_lives_while_a_phantom_is_drawn_and_can_cancel(monkeypatch):
@@ -79,7 +87,8 @@ def test_the_window_lives_while_a_phantom_is_drawn_and_can_cancel(monkeypatch):
         # Other tests of this run leave children of their own.
         drawing = [process for process in psutil.Process().children()
                    if any("GenSegLogic.phantoms" in word for word in process.cmdline())]
-        seen.append((dialog.visible, dialog.maximum, dialog.labelText, drawing))
+        modal = qt.QApplication.activeModalWidget() is not None  # or else the user can click on
+        seen.append((dialog.visible and modal, dialog.maximum, dialog.labelText, drawing))
         if len(seen) == 5:
             dialog.cancel()
 
