@@ -444,29 +444,6 @@ def test_a_disk_that_cannot_be_written_ends_as_one_sentence(panel, abdomen, mark
     assert panel.ui.adaptStatusLabel.toolTip == "What happened last."
 
 
-def test_an_apply_that_cannot_read_or_write_ends_as_one_sentence(panel, tmp_path):
-    from GenSegPanel.controls import JobControls
-
-    JobControls(panel.ui, (tmp_path / "missing").read_bytes).onApply()
-    assert "Nothing could be started: " in panel.ui.statusLabel.text
-    assert str(tmp_path / "missing") in panel.ui.statusLabel.text
-
-
-def test_an_installation_that_fails_ends_as_one_sentence(panel, monkeypatch):
-    from GenSegPanel import install
-
-    def pip_install(requirements, **options):
-        """What ``slicer.packaging`` does to install, with the real pip and no index to look in."""
-        subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", *map(str, requirements)], check=True,
-                       capture_output=True)
-
-    monkeypatch.setattr(install, "_missing_for_service", lambda: ["genseg-package-that-is-nowhere"])
-    monkeypatch.setattr(slicer.app, "testingEnabled", lambda: False)
-    monkeypatch.setattr(slicer.packaging, "pip_ensure", pip_install)
-    with pytest.raises(GenSegError, match="The packages could not be installed"):
-        install.ensure()
-
-
 def test_learning_ends_with_a_bundle_that_is_chosen_and_can_be_used(panel, abdomen, marked):
     panel.ui.inputSelector.setCurrentNode(abdomen)
     add_case(panel, abdomen, marked)
