@@ -105,7 +105,7 @@ class Adaptation:
             cases: volume nodes and the segmentation nodes that mark their organs; None: nobody has marked them.
             sourceFree: learn from the scans alone; segmentations are not looked at.
             source: bundle of kind organs to start from, or ``auto``.
-            minutes: how long to learn at most.
+            minutes: about how long to learn; less when nothing improves.
             seed, device: as everywhere.
             onProgress: called with the fraction and a message.
             onFinished: called with the bundle's name and sentences for the user.
