@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -214,6 +215,21 @@ def test_the_self_test_passes(logic, caplog):
     assert caplog.records == []
 
 
+def test_an_installation_that_fails_ends_as_one_sentence(monkeypatch):
+    from GenSegPanel import install
+
+    def pip_install(requirements, **options):
+        """What ``slicer.packaging`` does to install, with the real pip and no index to look in."""
+        subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", *map(str, requirements)], check=True,
+                       capture_output=True)
+
+    monkeypatch.setattr(install, "_missing_for_service", lambda: ["genseg-package-that-is-nowhere"])
+    monkeypatch.setattr(slicer.app, "testingEnabled", lambda: False)
+    monkeypatch.setattr(slicer.packaging, "pip_ensure", pip_install)
+    with pytest.raises(GenSegError, match="The packages could not be installed"):
+        install.ensure()
+
+
 def test_the_walkthrough_is_through(bundles, tmp_path):
     """The same script that plays a user in the desktop, with a service whose task needs no model."""
     done = subprocess.run(
@@ -222,3 +238,16 @@ def test_the_walkthrough_is_through(bundles, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("The walkthrough is through.")
     assert "Traceback" not in done.stderr
+
+
+def test_the_walkthrough_fails_at_once_where_a_package_is_missing(panel, tmp_path, monkeypatch):
+    """In the desktop, Apply would ask whether to install it and wait for an answer for ever."""
+    from GenSegPanel import install
+
+    spec = importlib.util.spec_from_file_location("walkthrough", ROOT / "Testing" / "desktop" / "walkthrough.py")
+    walkthrough = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(walkthrough)
+    (tmp_path / "requirements.txt").write_text("genseg-package-that-is-nowhere\n")
+    monkeypatch.setattr(install, "SERVICE_REQUIREMENTS", tmp_path / "requirements.txt")
+    with pytest.raises(walkthrough.Failed, match=r"Install what GenSeg needs first.*genseg-package-that-is-nowhere"):
+        walkthrough.NoduleWalkthrough(tmp_path, True, None).play()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import panel_stand_in
 import pytest
 import slicer
 
-from GenSegLogic.errors import GenSegError
 from GenSegScene import display, findings, runs
 
 
@@ -338,18 +335,3 @@ def test_an_apply_that_cannot_read_or_write_ends_as_one_sentence(panel, tmp_path
     JobControls(panel.ui, (tmp_path / "missing").read_bytes).onApply()
     assert "Nothing could be started: " in panel.ui.statusLabel.text
     assert str(tmp_path / "missing") in panel.ui.statusLabel.text
-
-
-def test_an_installation_that_fails_ends_as_one_sentence(panel, monkeypatch):
-    from GenSegPanel import install
-
-    def pip_install(requirements, **options):
-        """What ``slicer.packaging`` does to install, with the real pip and no index to look in."""
-        subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", *map(str, requirements)], check=True,
-                       capture_output=True)
-
-    monkeypatch.setattr(install, "_missing_for_service", lambda: ["genseg-package-that-is-nowhere"])
-    monkeypatch.setattr(slicer.app, "testingEnabled", lambda: False)
-    monkeypatch.setattr(slicer.packaging, "pip_ensure", pip_install)
-    with pytest.raises(GenSegError, match="The packages could not be installed"):
-        install.ensure()
