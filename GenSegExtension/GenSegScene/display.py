@@ -35,7 +35,7 @@ _PREVIOUS_FOREGROUND, _PREVIOUS_OPACITY = "GenSeg.PreviousForeground", "GenSeg.P
 _RESIDUAL_COLORS = "vtkMRMLColorTableNodeWarm1"  # built in, yellow to red: no file of the application is needed
 _CONFIDENCE_COLORS = "vtkMRMLColorTableNodeDesert"  # built in, red to orange
 _RESIDUAL_OPACITY = 0.5
-_SURE = 0.98  # confidence from which on nothing is coloured
+_SURE = 0.95  # confidence from which on nothing is coloured
 # The residual is the foreground, because Slicer shows a colour legend for background, foreground and label only. The
 # counterfactual lies in the first layer above these: fading goes from the scan with its overlay to the bare
 # counterfactual.
