@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import slicer
 from slicer.i18n import tr as _
 
-from GenSegLogic.errors import GenSegError
 from GenSegScene import requirements
 
 SERVICE_REQUIREMENTS = Path(__file__).with_name("service-requirements.txt")
@@ -52,14 +50,8 @@ def ensure() -> bool:
     if slicer.util.mainWindow() is not None and not slicer.util.confirmOkCancelDisplay(
             question(lines), windowTitle=_("Install what GenSeg needs")):
         return False
-    try:
-        requirements.ensure()
-        service = _missing_for_service()
-        slicer.packaging.pip_ensure(service, prompt_install=False, prompt_restart=False, requester="GenSeg",
-                                    show_progress=slicer.util.mainWindow() is not None)
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the last is what pip's failure comes as
-        raise GenSegError(_("The packages could not be installed: check the network and retry. {reason}").format(
-            reason=error)) from error
+    requirements.ensure()
+    requirements.pip_install(_missing_for_service(), show_progress=slicer.util.mainWindow() is not None)
     return True
 
 

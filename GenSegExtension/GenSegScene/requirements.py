@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,11 @@ def ensure() -> None:
     """Install what is missing without asking, for runs without a window; under ``--testing`` nothing is installed.
 
     Raises:
-        GenSegError: torch is missing and Slicer's PyTorch extension, which installs the right build, is not there.
+        GenSegError: torch is missing and Slicer's PyTorch extension, which installs the right build, is not there; or
+            pip fails.
     """
     wanted = missing()
-    packaging = _packaging()
-    if not wanted or packaging is None:
+    if not wanted:
         return
     import slicer
 
@@ -38,9 +40,23 @@ def ensure() -> None:
                               "again.") from error
         if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False) is None:
             raise GenSegError("PyTorch could not be installed: see Slicer's PyTorch extension.")
-    rest = [line for line in wanted if not line.startswith("torch")]
-    if rest:
-        packaging.pip_ensure(rest, prompt_install=False, prompt_restart=False, show_progress=False, requester="GenSeg")
+    pip_install([line for line in wanted if not line.startswith("torch")])
+
+
+def pip_install(lines: Sequence[str], show_progress: bool = False) -> None:
+    """Install requirements, as pip writes them, into Slicer's Python; nothing where there are none.
+
+    Raises:
+        GenSegError: pip fails.
+    """
+    packaging = _packaging()
+    if not lines or packaging is None:
+        return
+    try:
+        packaging.pip_ensure(list(lines), prompt_install=False, prompt_restart=False, show_progress=show_progress,
+                             requester="GenSeg")
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the last is what pip's failure comes as
+        raise GenSegError(f"The packages could not be installed: check the network and retry. {error}") from error
 
 
 def _packaging() -> Any:
