@@ -57,10 +57,11 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_installed(installed: Path, code: str) -> str:
-    """What a fresh interpreter prints that finds GenSegLogic in ``installed`` before anywhere else."""
+    """What a fresh interpreter prints that finds GenSegLogic in ``installed`` before anywhere else, and no bundles of
+    the user's: the panel's tests leave some in their environment."""
+    own = {"PYTHONPATH": str(installed), "GENSEG_HOME": str(installed / "home")}
     return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=installed, env=os.environ | {"PYTHONPATH": str(installed)}, check=True, capture_output=True, text=True,
+        [sys.executable, "-c", code], cwd=installed, env=os.environ | own, check=True, capture_output=True, text=True,
     ).stdout
 
 
