@@ -25,6 +25,7 @@ class Organ:
         label: its voxel value in label volumes, 1..13.
         title: what people read (``Right kidney``).
         color: red, green, blue in [0, 1].
+        least_ml: hardly any adult's whole organ is smaller; what is, has to be certain to be taken for one.
         type: the SNOMED concept.
         modifier: the side of a paired organ, the patient's.
     """
@@ -33,6 +34,7 @@ class Organ:
     label: int
     title: str
     color: tuple[float, float, float]
+    least_ml: float
     type: Code
     modifier: Code | None = None
 
@@ -47,20 +49,21 @@ _ADRENAL = Code("SCT", "23451007", "Adrenal gland")
 ORGANS: dict[str, Organ] = {
     organ.name: organ
     for organ in (
-        Organ("spleen", 1, "Spleen", (0.62, 0.43, 0.64), Code("SCT", "78961009", "Spleen")),
-        Organ("right_kidney", 2, "Right kidney", (0.73, 0.40, 0.32), _KIDNEY, RIGHT),
-        Organ("left_kidney", 3, "Left kidney", (0.83, 0.54, 0.42), _KIDNEY, LEFT),
-        Organ("gallbladder", 4, "Gallbladder", (0.55, 0.68, 0.32), Code("SCT", "28231008", "Gallbladder")),
-        Organ("esophagus", 5, "Esophagus", (0.83, 0.75, 0.57), Code("SCT", "32849002", "Esophagus")),
-        Organ("liver", 6, "Liver", (0.87, 0.51, 0.40), Code("SCT", "10200004", "Liver")),
-        Organ("stomach", 7, "Stomach", (0.85, 0.52, 0.57), Code("SCT", "69695003", "Stomach")),
-        Organ("aorta", 8, "Aorta", (0.88, 0.38, 0.30), Code("SCT", "15825003", "Aorta")),
-        Organ("inferior_vena_cava", 9, "Inferior vena cava", (0.20, 0.50, 0.75),
+        Organ("spleen", 1, "Spleen", (0.62, 0.43, 0.64), 50, Code("SCT", "78961009", "Spleen")),
+        Organ("right_kidney", 2, "Right kidney", (0.73, 0.40, 0.32), 40, _KIDNEY, RIGHT),
+        Organ("left_kidney", 3, "Left kidney", (0.83, 0.54, 0.42), 40, _KIDNEY, LEFT),
+        Organ("gallbladder", 4, "Gallbladder", (0.55, 0.68, 0.32), 2, Code("SCT", "28231008", "Gallbladder")),
+        Organ("esophagus", 5, "Esophagus", (0.83, 0.75, 0.57), 3, Code("SCT", "32849002", "Esophagus")),
+        Organ("liver", 6, "Liver", (0.87, 0.51, 0.40), 400, Code("SCT", "10200004", "Liver")),
+        Organ("stomach", 7, "Stomach", (0.85, 0.52, 0.57), 20, Code("SCT", "69695003", "Stomach")),
+        Organ("aorta", 8, "Aorta", (0.88, 0.38, 0.30), 15, Code("SCT", "15825003", "Aorta")),
+        Organ("inferior_vena_cava", 9, "Inferior vena cava", (0.20, 0.50, 0.75), 10,
               Code("SCT", "64131007", "Inferior vena cava")),
-        Organ("portal_vein", 10, "Portal and splenic vein", (0.25, 0.65, 0.80), Code("SCT", "32764006", "Portal vein")),
-        Organ("pancreas", 11, "Pancreas", (0.98, 0.71, 0.38), Code("SCT", "15776009", "Pancreas")),
-        Organ("right_adrenal", 12, "Right adrenal gland", (0.96, 0.84, 0.24), _ADRENAL, RIGHT),
-        Organ("left_adrenal", 13, "Left adrenal gland", (0.96, 0.74, 0.14), _ADRENAL, LEFT),
+        Organ("portal_vein", 10, "Portal and splenic vein", (0.25, 0.65, 0.80), 4,
+              Code("SCT", "32764006", "Portal vein")),
+        Organ("pancreas", 11, "Pancreas", (0.98, 0.71, 0.38), 12, Code("SCT", "15776009", "Pancreas")),
+        Organ("right_adrenal", 12, "Right adrenal gland", (0.96, 0.84, 0.24), 0.7, _ADRENAL, RIGHT),
+        Organ("left_adrenal", 13, "Left adrenal gland", (0.96, 0.74, 0.14), 0.7, _ADRENAL, LEFT),
     )
 }
 """Name -> organ, in the order of their labels."""

@@ -1,6 +1,6 @@
-"""The recipes ``genseg train organs-sam2`` and ``genseg train organs-prior``: from nothing to bundles with their cards.
+"""The recipes ``genseg train organs-sam2``, ``organs-ct`` and ``organs-mr``: from nothing to bundles with their cards.
 
-Both work in ``<output>.work`` beside their bundles, where an interrupted run goes on, and share the phantoms in
+All work in ``<output>.work`` beside their bundles, where an interrupted run goes on, and share the phantoms in
 ``abdomen-phantoms`` beside it.
 """
 
@@ -18,15 +18,14 @@ from ..bundles.bundle import METADATA_PATH
 from ..errors import GenSegError
 from ..networks.sam2 import Sam2
 from ..progress import Progress, part
-from .organs_data import GRIDS, LOOKS, draw_cases, load_scans
+from .organs_data import GRIDS, LOOKS, WITHOUT_ORGANS, draw_cases, load_scans
 
-PHANTOMS, HELD_OUT = 120, 6
+PHANTOMS, WITHOUT, HELD_OUT = 120, 100, 6
+"""Phantoms to learn from, those of them of whom more than usual have lost an organ on top, and those that measure."""
+WITHOUT_SEED = 5000
 DRAWING_SHARE = 0.12
 """Part of the time that drawing phantoms may take."""
 SAM2_BUNDLE = "abdomen-sam2"
-PRIOR_BUNDLES = {"CT": "abdomen-ct", "MR": "abdomen-mr"}
-TIME_SHARES = {"CT": 0.35, "MR": 0.65}
-"""Parts of the training time: MR has three looks and random ones to learn, CT a single one."""
 SOURCE = "trained by this project on procedural phantoms; no published weights and no patient were used"
 
 
@@ -42,8 +41,18 @@ def sam2(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def prior(output: Path, minutes: float, seed: int, progress: Progress) -> None:
-    """The priors of CT and MR, as the bundles ``abdomen-ct`` and ``abdomen-mr`` in the folder ``output``.
+def prior_ct(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The prior of CT."""
+    _prior("CT", output, minutes, seed, progress)
+
+
+def prior_mr(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The prior of MR."""
+    _prior("MR", output, minutes, seed, progress)
+
+
+def _prior(modality: str, output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    """The prior of one modality, as the bundle ``output``.
 
     Raises:
         GenSegError: if there is no bundle ``abdomen-sam2``, neither beside ``output`` nor among those installed.
@@ -57,16 +66,12 @@ def prior(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     network = load_bundle(sam2_bundle).networks["sam2"]
     assert isinstance(network, Sam2)  # a bundle of kind sam2 holds one
     train, held_out, left = _phantoms(output, minutes, seed, progress)
-    learning, done = part(progress, DRAWING_SHARE, 1), 0.0
-    for modality, name in PRIOR_BUNDLES.items():
-        work = output.with_name(f"{output.name}-{modality.lower()}.work")
-        budget, told = TIME_SHARES[modality] * left, part(learning, done, done + TIME_SHARES[modality])
-        done += TIME_SHARES[modality]
-        looks = recipe.LOOKS[modality]
-        trained, arguments, curve = recipe.fit(network, modality, load_scans(train, looks),
-                                               load_scans(held_out, looks), work, budget, seed, told)
-        write_prior(output / name, modality, trained, arguments, sam2_bundle, curve, seed, budget, len(train))
-        shutil.rmtree(work, ignore_errors=True)
+    work = output.with_name(output.name + ".work")
+    looks = recipe.LOOKS[modality]
+    trained, arguments, curve = recipe.fit(network, modality, load_scans(train, looks), load_scans(held_out, looks),
+                                           work, left, seed, part(progress, DRAWING_SHARE, 1))
+    write_prior(output, modality, trained, arguments, sam2_bundle, curve, seed, left, len(train))
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _phantoms(output: Path, minutes: float, seed: int, progress: Progress) -> tuple[list[Path], list[Path], float]:
@@ -75,8 +80,10 @@ def _phantoms(output: Path, minutes: float, seed: int, progress: Progress) -> tu
     folder = output.with_name("abdomen-phantoms")
     held_out = draw_cases(folder / "held-out", HELD_OUT, 1000 * seed, "held-out", 0.2 * DRAWING_SHARE * minutes,
                           part(progress, 0, 0.2 * DRAWING_SHARE))
-    train = draw_cases(folder / "train", PHANTOMS, 1000 * seed, "train", 0.8 * DRAWING_SHARE * minutes,
-                       part(progress, 0.2 * DRAWING_SHARE, DRAWING_SHARE))
+    train = draw_cases(folder / "train", PHANTOMS, 1000 * seed, "train", 0.45 * DRAWING_SHARE * minutes,
+                       part(progress, 0.2 * DRAWING_SHARE, 0.65 * DRAWING_SHARE))
+    train += draw_cases(folder / "train", WITHOUT, WITHOUT_SEED + 1000 * seed, WITHOUT_ORGANS,
+                        0.35 * DRAWING_SHARE * minutes, part(progress, 0.65 * DRAWING_SHARE, DRAWING_SHARE))
     return train, held_out, max(minutes - (time.monotonic() - began) / 60, 0.2 * minutes)
 
 
@@ -101,7 +108,8 @@ def write_prior(folder: Path, modality: str, network: Any, arguments: dict[str, 
     image = GRIDS[looks[0]].to_metadata(modality)
     description = (f"DiffuSAM's diffusion prior for {modality} of the abdomen: thirteen organs without a prompt, "
                    f"through the frozen {sam2_bundle.name}.")
-    metadata = _metadata("organs", description, image, "organs-prior", curve, seed, minutes, phantoms, looks)
+    recipe = f"organs-{modality.lower()}"
+    metadata = _metadata("organs", description, image, recipe, curve, seed, minutes, phantoms, looks)
     metadata |= {"organs": list(ORGANS), "looks": list(looks),
                  "sam2": {"name": sam2_bundle.name, "digest": sam2_bundle.digest}}
     # Half precision in the file is enough for weights that are float32 again once loaded, and keeps what ships small.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from ..anatomy import ORGANS
 from ..organs.diffusam.canonical import CanonicalGrid
 from ..organs.diffusam.learning import LabelledScan
+from ..phantoms.abdomen import ABDOMEN_SPLITS, AbdomenSplit, abdomen_phantom
+from ..phantoms.abdomen_organs import Variation
 from ..progress import Progress
 
 LOOKS = ("ct", "t1", "t2", "t2-spir")
@@ -19,13 +22,17 @@ CT_WINDOW = (-160.0, 240.0)
 GRIDS = {look: CanonicalGrid(window_hu=CT_WINDOW if look == "ct" else None) for look in LOOKS}
 
 
-def draw_cases(folder: Path, count: int, first_seed: int, split: str, minutes: float, progress: Progress) -> list[Path]:
+WITHOUT_ORGANS = replace(ABDOMEN_SPLITS["train"],
+                         variation=Variation(no_gallbladder=0.2, no_kidney=0.08, no_spleen=0.12))
+"""Patients of whom more than usual have lost an organ."""
+
+
+def draw_cases(folder: Path, count: int, first_seed: int, split: str | AbdomenSplit, minutes: float,
+               progress: Progress) -> list[Path]:
     """Draw phantoms in every look onto the canonical grid, a file each; those that are there already stay.
 
     Stops when ``minutes`` are over, but not before 2 cases are there.
     """
-    from ..phantoms.abdomen import abdomen_phantom
-
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     files = []

@@ -28,8 +28,9 @@ READING_SHARE = 0.7
 """Part of the time in which the read-out is learned; then it is frozen and memories are drawn on top of it."""
 Loss = Callable[[MemoryPrior, Sam2, dict[str, Tensor]], Tensor]
 LOOKS: dict[str, tuple[str, ...]] = {"CT": ("ct",), "MR": ("t1", "t2", "t2-spir")}
-RANDOM_SHARE = {"CT": 0.0, "MR": 0.3}
-"""CT has one scale of grey values; MR sequences differ more than three looks can show."""
+RANDOM_SHARE = 0.3
+"""Slices in a random contrast. MR sequences differ more than three looks can show, and a prior of CT that has seen
+other contrasts has something to start from where it is adapted to MR without labels."""
 
 
 def fit(sam2: Sam2, modality: str, scans: Sequence[LabelledScan], held_out: Sequence[LabelledScan], work: Path,
@@ -48,20 +49,19 @@ def fit(sam2: Sam2, modality: str, scans: Sequence[LabelledScan], held_out: Sequ
     torch.manual_seed(seed)
     sam2.eval().requires_grad_(False)
     prior, arguments = new_prior(sam2, len(ORGANS))
-    share = RANDOM_SHARE[modality]
     fixed = batches(held_out, PAIRS, seed + 9, 0.0, 0.3)
     checks = [next(fixed) for _ in range(6)]
     reading, curve = train(
         prior, lambda network, batch: reading_loss(network, sam2, batch),
-        batches(scans, 2 * PAIRS, seed, share, paired=False),
+        batches(scans, 2 * PAIRS, seed, RANDOM_SHARE, paired=False),
         work / "reading", READING_SHARE * minutes, part(progress, 0, READING_SHARE), 1.5e-3, 0.99,
         lambda network: validate(network, sam2, checks, reading_loss, "reading"),
     )
     prior.load_state_dict(reading.state_dict())
-    fit_normalisation(prior, sam2, batches(scans, PAIRS, seed + 1, share))
+    fit_normalisation(prior, sam2, batches(scans, PAIRS, seed + 1, RANDOM_SHARE))
     freeze_reading(prior)
     trained, rows = train(
-        prior, lambda network, batch: drawing_loss(network, sam2, batch), batches(scans, PAIRS, seed + 2, share),
+        prior, lambda network, batch: drawing_loss(network, sam2, batch), batches(scans, PAIRS, seed + 2, RANDOM_SHARE),
         work / "drawing", (1 - READING_SHARE) * minutes, part(progress, READING_SHARE, 1), 1e-3, 0.99,
         lambda network: validate(network, sam2, checks, drawing_loss, "drawing"),
     )

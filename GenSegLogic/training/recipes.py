@@ -26,7 +26,8 @@ RECIPES: dict[str, str] = {
     "nodule-tinyvit": "GenSegLogic.training.recipes:nodule_tinyvit",
     "nodule-unet": "GenSegLogic.training.recipes:nodule_unet",
     "organs-sam2": "GenSegLogic.training.organs:sam2",
-    "organs-prior": "GenSegLogic.training.organs:prior",
+    "organs-ct": "GenSegLogic.training.organs:prior_ct",
+    "organs-mr": "GenSegLogic.training.organs:prior_mr",
 }
 """Word on the command line -> ``module:function``."""
 
@@ -74,10 +75,15 @@ def nodule_unet(output: Path, minutes: float, seed: int, progress: Progress) -> 
 
 
 def _predictor(target: str, family: str, output: Path, minutes: float, seed: int, progress: Progress) -> None:
+    from . import nodule_calibration as calibration
     from . import nodule_predictor as recipe
 
     crops, held_out, facts, left = _tiles(output, minutes, seed, progress)
-    network, curve = recipe.fit(target, crops, held_out, _work(output), left, seed, part(progress, 0.1, 1))
+    network, curve = recipe.fit(target, crops, held_out, _work(output), left, seed, part(progress, 0.1, 0.95))
+    cases = calibration.calibration_cases(
+        calibration.NODULES, calibration.CLEAN_PATIENTS, part(progress, 0.95, 1)
+    )
+    facts["calibration"] = calibration.calibrate(network, cases)
     networks = {"predictor": (target, recipe.PREDICTORS[target], network)}
     description = f"Is there a nodule in this crop? {family}, trained on one bit per crop."
     _write(output, "predictor", "classification", description, networks, curve, seed, left, facts)
@@ -167,6 +173,7 @@ def card(metadata: dict[str, Any]) -> str:
         "",
         f"- Recipe: `{training['recipe']}`, seed {training['seed']}, {training['minutes']} minutes of training",
         f"- Data: {training['data']['phantoms']}; tiles: {training['data']['tiles']}",
+        *_calibration_lines(training["data"]),
         *([f"- Real scan: {training['data']['real']}"] if "real" in training["data"] else []),
         f"- Input: {metadata['image']['modality']}, window {metadata['image']['window_hu']} HU, "
         f"spacings {metadata['image']['spacings_mm']} mm",
@@ -177,3 +184,15 @@ def card(metadata: dict[str, Any]) -> str:
         *["| " + " | ".join(f"{value:g}" for value in row.values()) + " |" for row in training["curve"]],
     ]
     return "\n".join(lines) + "\n"
+
+
+def _calibration_lines(data: dict[str, Any]) -> list[str]:
+    if "calibration" not in data:
+        return []
+    figures = data["calibration"]
+    return [
+        f"- Calibrated (logits shifted by {figures['shift']:+g}) on {figures['nodules']} nodules and "
+        f"{figures['clean_places']} places without any of the {figures['split']} phantoms: at even odds "
+        f"{100 * figures['nodules_seen']:.0f} % of the nodules are seen and "
+        f"{100 * figures['places_left_empty']:.0f} % of the places stay empty"
+    ]

@@ -1,7 +1,7 @@
 """What organs without prompts cost beside SAM 2's own propagation from a perfect prompt, on the same slices.
 
-``python Testing/benchmarks/bench_organs.py``. Encoder included everywhere. Times of one run on this machine; only their
-ratios mean something elsewhere.
+``python Testing/benchmarks/bench_organs.py``. Encoder included everywhere; all in the precision that the engine takes
+here. Times of one run on this machine; only their ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.bundles import find_bundle, load_bundle
+from GenSegLogic.engine import precision
 from GenSegLogic.organs.diffusam.models import OrganModels, organ_models
 from GenSegLogic.organs.diffusam.propagate import segment
 from GenSegLogic.organs.diffusam.task import OrgansTask
@@ -76,6 +77,12 @@ def ours(models: OrganModels, volume, organs: Sequence[str], steps: int) -> floa
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
+    device = torch.device("cpu")
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision(device) == torch.bfloat16):
+        _table()
+
+
+def _table() -> None:
     models = organ_models(load_bundle(find_bundle("abdomen-ct")), load_bundle(find_bundle("abdomen-sam2")))
     phantom = abdomen_phantom(0, "ct", "test", slices=SLICES)
     volume = models.grid.apply(phantom.image)

@@ -17,16 +17,18 @@ from GenSegLogic.training.recipes import RECIPES
 
 
 def test_sam2_then_priors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {"organs-sam2", "organs-prior"} <= set(RECIPES)
+    assert {"organs-sam2", "organs-ct", "organs-mr"} <= set(RECIPES)
     monkeypatch.setattr(organs, "PHANTOMS", 1)
+    monkeypatch.setattr(organs, "WITHOUT", 1)
     monkeypatch.setattr(organs, "HELD_OUT", 1)
     messages: list[str] = []
     organs.sam2(tmp_path / "abdomen-sam2", 0.1, 0, lambda fraction, message: messages.append(message))
     sam2 = find_bundle(tmp_path / "abdomen-sam2")
-    organs.prior(tmp_path / "organs-prior", 0.1, 0, lambda fraction, message: messages.append(message))
+    for recipe, name in ((organs.prior_ct, "abdomen-ct"), (organs.prior_mr, "abdomen-mr")):
+        recipe(tmp_path / name, 0.1, 0, lambda fraction, message: messages.append(message))
     assert any("step 1" in message for message in messages)
     for modality, window in (("CT", [-160.0, 240.0]), ("MR", None)):
-        bundle = find_bundle(tmp_path / "organs-prior" / f"abdomen-{modality.lower()}")
+        bundle = find_bundle(tmp_path / f"abdomen-{modality.lower()}")
         assert (bundle.kind, bundle.metadata["image"]["modality"]) == ("organs", modality)
         assert bundle.metadata["image"]["window_hu"] == window
         assert bundle.metadata["sam2"] == {"name": "abdomen-sam2", "digest": sam2.digest}
@@ -35,7 +37,7 @@ def test_sam2_then_priors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert models.organs == tuple(ORGANS)
         assert models.prior.std.min() > 0 and not torch.equal(models.prior.std, torch.ones_like(models.prior.std))
     drawn = sorted((tmp_path / "abdomen-phantoms" / "train").iterdir())
-    assert [file.name for file in drawn] == ["case_0.npz"]  # drawn once for both recipes
+    assert [file.name for file in drawn] == ["case_0.npz", "case_5000.npz"]  # drawn once for all recipes
 
 
 def test_one_anatomy_in_all_looks(tmp_path: Path) -> None:

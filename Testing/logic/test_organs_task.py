@@ -15,7 +15,7 @@ from GenSegLogic.bundles import cache_folder
 from GenSegLogic.cli import main
 from GenSegLogic.organs.diffusam.task import BUNDLES, modality_of
 from GenSegLogic.organs.measure import COLUMNS, measure
-from GenSegLogic.organs.regions import label_scan, plausible
+from GenSegLogic.organs.regions import label_scan, plausible, without_doubtful
 from GenSegLogic.phantoms.abdomen import abdomen_phantom
 from GenSegLogic.results import Results
 from GenSegLogic.volume import crop, resample
@@ -96,6 +96,13 @@ def test_a_neighbour_neither_splits_an_organ_nor_is_covered_by_it() -> None:
 def test_the_most_certain_component_wins_and_not_the_largest() -> None:
     certain, vague = box(MIDDLE, slice(5, 15), slice(5, 15), 0.95), box(MIDDLE, slice(25, 36), slice(25, 36), 0.55)
     assert np.array_equal(plausible({"liver": np.maximum(certain, vague)}, GRID)["liver"] > 0.5, certain > 0.5)
+
+
+def test_what_is_too_small_for_an_organ_has_to_be_certain() -> None:
+    small, large = box(MIDDLE, slice(5, 12), slice(5, 12)), box(MIDDLE, slice(20, 32), slice(20, 32))  # 28 and 83 ml
+    for size, confidence, stays in ((small, 0.7, False), (small, 0.9, True), (large, 0.7, True)):
+        kept = without_doubtful({"spleen": size}, np.full(GRID.shape, confidence, np.float32), GRID)
+        assert np.array_equal(kept["spleen"], size if stays else np.zeros_like(size))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

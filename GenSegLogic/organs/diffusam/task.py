@@ -144,7 +144,7 @@ def find_organs(
     """
     import torch
 
-    from ..regions import label_scan, plausible
+    from ..regions import label_scan, plausible, without_doubtful
     from .propagate import segment
 
     progress(0.01, "Preparing the scan")
@@ -156,7 +156,8 @@ def find_organs(
     found = segment(grid, models, organs, steps, samples, torch.Generator().manual_seed(seed),
                     lambda fraction: sliding(fraction, "Segmenting slice by slice"), memory_source)
     progress(0.9, "Putting the organs together")
-    labels = label_scan(plausible(found.probabilities, grid), grid, image)
+    there = without_doubtful(plausible(found.probabilities, grid), found.confidence, grid)
+    labels = label_scan(there, grid, image)
     progress(0.97, "Measuring")
     confidence = resample_like(Volume(found.confidence, grid.affine, image.name), image, fill=0)
     return Found(labels, confidence)
