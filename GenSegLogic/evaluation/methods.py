@@ -16,8 +16,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from ..networks.predictors import NodulePredictor
+from ..nodules.fields import field_volume, to_tensor
 from ..nodules.models import LatentFlow
-from ..nodules.region import Region, field_volume, paint_adaptively, to_tensor
+from ..nodules.region import Region, paint_adaptively
 from ..nodules.residual import combine
 from ..nodules.segments import RELATIVE_THRESHOLD, Finding, as_point, nodules_from_residual, window_around
 from ..nodules.task import NoduleTask
@@ -72,6 +73,7 @@ class Situation:
                 replace(TASK.guidance_settings(), strength=strength),
                 torch.Generator().manual_seed(self.case.seed),
                 TASK.threshold,
+                TASK.evidence,
             )
         return self.painted[strength]
 

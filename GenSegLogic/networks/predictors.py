@@ -23,6 +23,7 @@ class NodulePredictor(nn.Module):
     """
 
     stride: Sequence[int] = (4, 4, 4)
+    classifier: nn.Conv3d
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 1, K, J, I) -> (B, C, K/sk, J/sj, I/si), the layer that class activation maps look at."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from scipy import ndimage
 from torch.nn import functional
 
 from ..networks.predictors import NodulePredictor
-from ..volume import Volume, resample
+from ..volume import Volume
 from .counterfactual import Counterfactual, Guidance, ball, counterfactual
-from .models import LatentFlow, normalise
+from .fields import field_volume, look, to_tensor
+from .models import LatentFlow
 from .segments import Finding, as_point, component_at
 
 REGION_RADIUS = 0.34
@@ -36,6 +37,7 @@ class Region:
         residual: HU that the nodule adds, smoothed, on the field's own grid; 0 outside the region.
         radius_mm: of the region of interest.
         probability_before, probability_after: p(nodule) of the field and of its counterfactual.
+        evidence: p(nodule) of the point, by which it is decided whether anything is painted; None where nobody asked.
     """
 
     center: np.ndarray
@@ -43,20 +45,7 @@ class Region:
     radius_mm: float
     probability_before: float
     probability_after: float
-
-
-def field_volume(image: Volume, center: np.ndarray, spacing_mm: float, voxels: int, orientation: str = "LPS") -> Volume:
-    """A cube of ``voxels`` at an isotropic spacing round ``center`` (LPS mm), along the patient's axes, in HU."""
-    sign = 1.0 if orientation == "LPS" else -1.0
-    directions = np.array([sign, sign, 1.0]) * spacing_mm
-    affine = np.diag([*directions, 1.0])
-    affine[:3, 3] = center - directions * (voxels - 1) / 2
-    return resample(image, (voxels,) * 3, affine, "linear", -1024)
-
-
-def to_tensor(field: Volume, window_hu: tuple[float, float], device: torch.device | str = "cpu") -> torch.Tensor:
-    """Field in HU -> (1, 1, K, J, I) in [0, 1]."""
-    return normalise(torch.from_numpy(np.ascontiguousarray(field.voxels, np.float32)), window_hu)[None, None].to(device)
+    evidence: float | None = None
 
 
 def paint(
@@ -118,13 +107,22 @@ def paint_adaptively(
     guidance: Guidance,
     generator: torch.Generator,
     threshold_hu: float,
+    least_evidence: float = 0.0,
     callback: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Region:
     """Paint at the finest spacing whose region holds the whole nodule.
 
     What reaches the region's edge asks for the next spacing; what then turns out small there, and was only spread by
     the finer look, stays with the finer one.
+
+    Where the predictor's evidence at ``center`` lies below ``least_evidence``, a probability, nothing is painted and
+    the residual is zero. Ours: the map's peak, which the residual is cut out by, is there without any nodule too.
     """
+    evidence_here = None
+    if least_evidence > 0:
+        evidence_here = look(image, center, predictor, flow.window_hu).probability
+        if evidence_here < least_evidence:
+            return untouched(image, center, flow, evidence_here)
     chosen: Region | None = None
     for number, spacing in enumerate(flow.spacings_mm):
 
@@ -138,7 +136,16 @@ def paint_adaptively(
         if on_shell < SHELL_SHARE:
             break
     assert chosen is not None  # a flow has at least one spacing
-    return chosen
+    return replace(chosen, evidence=evidence_here)
+
+
+def untouched(image: Volume, center: np.ndarray, flow: LatentFlow, evidence_here: float) -> Region:
+    """The region round ``center`` at the finest spacing when nothing is painted: its residual is zero."""
+    spacing = flow.spacings_mm[0]
+    field = field_volume(image, center, spacing, flow.field_voxels, flow.orientation)
+    radius_mm = (REGION_RADIUS * (flow.field_voxels // flow.downsampling) + 1) * flow.downsampling * spacing
+    residual = field.with_voxels(np.zeros(field.shape, np.float32), "residual")
+    return Region(np.asarray(center, float), residual, radius_mm, evidence_here, evidence_here, evidence_here)
 
 
 def extent(region: Region, threshold_hu: float) -> tuple[float, float]:

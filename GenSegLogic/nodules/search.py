@@ -1,4 +1,4 @@
-"""The search for candidates: the predictor's own map of logits over the whole lung, then a closer look at its peaks."""
+"""The search for candidates: the predictor's own maps of logits over the whole lung; a closer look at their peaks."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ import torch
 from scipy import ndimage
 
 from ..networks.predictors import NodulePredictor
-from ..volume import Volume, canonical_grid, crop, resample, resample_like
+from ..volume import Volume, canonical_grid, resample, resample_like
+from .fields import look, sigmoid
 from .models import normalise
-from .region import field_volume, to_tensor
 
-SEARCH_SPACING_MM = 1.5
-CLOSE_SPACING_MM = 0.75
+SEARCH_SPACINGS_MM = (1.5, 0.75)
+"""The coarse map sees large nodules whole; small ones, and those on vessels, are peaks of the fine one alone."""
 TILE_VOXELS = 96
 TILE_MARGIN = 16
 """Context round every tile, dropped from its map: more than the predictors' receptive field needs to settle."""
+BOX_MARGIN = 4
 PEAK_DISTANCE_MM = 9.0
-CLOSE_VOXELS = 48
-CLOSE_REACH_MM = 7.5
+LOOKS_PER_MAP = 24
+PLACES = 400.0
+"""Places in a lung that a nodule might be at; before any look, the odds of each are one to so many."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A peak of the map: centre (3,) in LPS mm, and the logits at the search spacing and at the close one."""
+    """A place in the lung: centre (3,) in LPS mm, and the logits of looks at the fine and the coarse spacing."""
 
     center: np.ndarray
-    far_logit: float
-    near_logit: float
+    fine_logit: float
+    coarse_logit: float
+
+    @property
+    def logit(self) -> float:
+        """The mean of both looks."""
+        return 0.5 * (self.fine_logit + self.coarse_logit)
 
     @property
     def probability(self) -> float:
-        """p(nodule): the mean of both looks."""
-        return float(1 / (1 + np.exp(-0.5 * (self.far_logit + self.near_logit))))
+        """p(nodule): both looks, and that of the many places of a lung hardly any has a nodule."""
+        return sigmoid(self.logit - np.log(PLACES))
 
 
 def logit_volume(
@@ -44,47 +51,39 @@ def logit_volume(
     predictor: NodulePredictor,
     window_hu: tuple[float, float],
     progress: Callable[[float], None],
-    spacing_mm: float = SEARCH_SPACING_MM,
+    spacing_mm: float,
 ) -> Volume:
     """The predictor's map of logits over the lungs' bounding box, on its own grid; tiles without lung are -inf.
 
-    Memory is that of one tile: the scan is resampled tile by tile.
+    Memory is that of one tile: scan and lungs are resampled tile by tile.
     """
-    shape, affine = canonical_grid(lungs, (spacing_mm,) * 3)
-    box = _bounding_box(resample(lungs, shape, affine, "nearest", 0).voxels > 0, margin=4)
-    stride = predictor.stride
+    low, high = _extent(lungs)
+    low, high = low - BOX_MARGIN * spacing_mm, high + BOX_MARGIN * spacing_mm
+    counts = np.ceil((high - low) / spacing_mm).astype(int)[::-1]  # along k, j, i
+    affine = np.diag([spacing_mm] * 3 + [1.0])
+    affine[:3, 3] = low + spacing_mm / 2
+    stride = np.array(predictor.stride)
     device = next(predictor.parameters()).device
-    counts = [-(-(part.stop - part.start) // step) for part, step in zip(box, stride, strict=True)]
-    result = np.full(counts, -np.inf, np.float32)
-    start = np.array([part.start for part in box])
-    grid = Volume(np.broadcast_to(np.float32(0), shape), affine)
-    lung_grid = resample(lungs, shape, affine, "nearest", 0).voxels > 0
-    starts = [range(0, part.stop - part.start, TILE_VOXELS) for part in box]
-    tiles = [(k, j, i) for k in starts[0] for j in starts[1] for i in starts[2]]
+    result = np.full(-(-counts // stride), -np.inf, np.float32)
+    tiles = [np.array(tile) for tile in np.ndindex(*(-(-counts // TILE_VOXELS)))]
     for number, tile in enumerate(tiles):
         progress(number / len(tiles))
-        low = start + np.array(tile)
-        size = np.minimum(TILE_VOXELS, np.array([part.stop for part in box]) - low)
-        if not lung_grid[tuple(slice(a, a + n) for a, n in zip(low, size, strict=True))].any():
+        start = tile * TILE_VOXELS
+        size = np.minimum(TILE_VOXELS, counts - start)
+        if not _part_of(lungs, affine, start, size, "nearest", 0).voxels.any():
             continue
-        padded = [int(-(-n // 8) * 8 + 2 * TILE_MARGIN) for n in size]
-        window = crop(grid, (low - TILE_MARGIN)[::-1], padded[::-1], 0)
-        hu = resample(image, tuple(padded), window.affine, "linear", -1024)
+        padded = -(-size // 8) * 8 + 2 * TILE_MARGIN
+        hu = _part_of(image, affine, start - TILE_MARGIN, padded, "linear", -1024)
         tensor = normalise(torch.from_numpy(hu.voxels.astype(np.float32)), window_hu)[None, None].to(device)
         with torch.inference_mode():
             logits = predictor.logit_map(tensor)[0].float().cpu().numpy()
-        inner, outer = [], []
-        for axis, step in enumerate(stride):
-            first = tile[axis] // step
-            count = min(-(-int(size[axis]) // step), counts[axis] - first)
-            inner.append(slice(TILE_MARGIN // step, TILE_MARGIN // step + count))
-            outer.append(slice(first, first + count))
-        result[tuple(outer)] = logits[tuple(inner)]
-    steps = np.array(stride[::-1], float)
+        margin, cells, first = TILE_MARGIN // stride, -(-size // stride), start // stride
+        inner = tuple(slice(m, m + n) for m, n in zip(margin, cells, strict=True))
+        outer = tuple(slice(m, m + n) for m, n in zip(first, cells, strict=True))
+        result[outer] = logits[inner]
     map_affine = affine.copy()
-    map_affine[:3, :3] = affine[:3, :3] * steps
-    corner = start[::-1] + (steps - 1) / 2
-    map_affine[:3, 3] = affine[:3, :3] @ corner + affine[:3, 3]
+    map_affine[:3, :3] = affine[:3, :3] * stride[::-1]
+    map_affine[:3, 3] = affine[:3, 3] + spacing_mm * (stride[::-1] - 1) / 2
     return Volume(result, map_affine, "logits")
 
 
@@ -96,51 +95,70 @@ def find_candidates(
     progress: Callable[[float], None] = lambda fraction: None,
     most: int = 24,
 ) -> list[Candidate]:
-    """Peaks of the map inside the lungs, looked at again at 0.75 mm, the most probable first; at most ``most``."""
-    logits = logit_volume(image, lungs, predictor, window_hu, lambda fraction: progress(0.7 * fraction))
-    inside = resample_like(lungs, logits, "nearest", 0).voxels > 0
-    spacing = logits.spacing[::-1]
-    # What lies outside must not hide the peak of a nodule that leans on it.
-    finite = np.where(inside, np.maximum(logits.voxels, -30), -30)
-    size = np.maximum(1, 2 * np.round(PEAK_DISTANCE_MM / spacing).astype(int) // 2 * 2 + 1)
-    peaks = np.argwhere((ndimage.maximum_filter(finite, tuple(size)) == finite) & inside & np.isfinite(logits.voxels))
-    far = finite[tuple(peaks.T)]
-    order = np.argsort(-far, kind="stable")[: 2 * most]
+    """Peaks of the maps inside the lungs, looked at again at both spacings: the ``most`` most probable, best first."""
+    share = 0.35
+    peaks: list[np.ndarray] = []
+    for number, spacing in enumerate(SEARCH_SPACINGS_MM):
+
+        def told(fraction: float, number: int = number) -> None:
+            progress(share * (number + fraction))
+
+        for peak in peaks_of(logit_volume(image, lungs, predictor, window_hu, told, spacing), lungs)[:LOOKS_PER_MAP]:
+            if _is_apart(peak, peaks, PEAK_DISTANCE_MM / 2):
+                peaks.append(peak)
     candidates = []
-    for number, index in enumerate(order):
-        progress(0.7 + 0.3 * number / len(order))
-        center = logits.to_lps(peaks[index][::-1])
-        candidates.append(look_closer(image, center, float(far[index]), predictor, window_hu))
-    candidates.sort(key=lambda candidate: -candidate.probability)
+    for number, peak in enumerate(peaks):
+        progress(2 * share + (1 - 2 * share) * number / len(peaks))
+        candidates.append(look_closer(image, peak, predictor, window_hu))
+    candidates.sort(key=lambda candidate: -candidate.logit)
     kept: list[Candidate] = []
     for candidate in candidates:
-        if all(np.linalg.norm(candidate.center - other.center) > PEAK_DISTANCE_MM for other in kept):
+        if _is_apart(candidate.center, [other.center for other in kept], PEAK_DISTANCE_MM):
             kept.append(candidate)
     return kept[:most]
 
 
+def peaks_of(logits: Volume, lungs: Volume) -> np.ndarray:
+    """Points (n, 3) in LPS mm: the maxima of a map within PEAK_DISTANCE_MM and inside the lungs, the highest first."""
+    inside = (resample_like(lungs, logits, "nearest", 0).voxels > 0) & np.isfinite(logits.voxels)
+    # What lies outside must not hide the peak of a nodule that leans on it.
+    values = np.where(inside, logits.voxels, -np.inf)
+    size = 2 * np.maximum(1, np.round(PEAK_DISTANCE_MM / logits.spacing[::-1])).astype(int) + 1
+    peaks = np.argwhere((ndimage.maximum_filter(values, tuple(size)) == values) & inside)
+    order = np.argsort(-values[tuple(peaks.T)], kind="stable")
+    return logits.to_lps(peaks[order][:, ::-1])
+
+
 def look_closer(
-    image: Volume, center: np.ndarray, far_logit: float, predictor: NodulePredictor, window_hu: tuple[float, float]
+    image: Volume, center: np.ndarray, predictor: NodulePredictor, window_hu: tuple[float, float]
 ) -> Candidate:
-    """The same place at 0.75 mm: its logit there, and a centre refined to where the evidence lies."""
-    field = field_volume(image, center, CLOSE_SPACING_MM, CLOSE_VOXELS)
-    device = next(predictor.parameters()).device
-    with torch.inference_mode():
-        logits = predictor.logit_map(to_tensor(field, window_hu, device))[0].float().cpu().numpy()
-    steps = np.array(predictor.stride, float)
-    positions = (np.indices(logits.shape).reshape(3, -1).T + 0.5) * steps - 0.5
-    points = field.to_lps(positions[:, ::-1])
-    near = np.linalg.norm(points - center, axis=1) <= CLOSE_REACH_MM
-    values = logits.ravel()[near]
-    weights = np.exp(values - values.max())
-    refined = (points[near] * weights[:, None]).sum(0) / weights.sum()
-    near_logit = float(values.max() + np.log(weights.sum()))
-    # Where the close look sees nothing, the coarse place is the better one.
-    return Candidate(refined if near_logit > 0 else np.asarray(center, float), far_logit, near_logit)
+    """The logits of a place at both spacings, and a centre refined to where the fine look sees it."""
+    coarse_mm, fine_mm = SEARCH_SPACINGS_MM
+    place, fine = np.asarray(center, float), look(image, center, predictor, window_hu, fine_mm)
+    if fine.logit > 0:  # else the map's place is the better one
+        # Again from there: a peak beside a large nodule has only its edge within reach, which is no place of its own.
+        fine = look(image, fine.center, predictor, window_hu, fine_mm)
+        place = fine.center
+    return Candidate(place, fine.logit, look(image, place, predictor, window_hu, coarse_mm).logit)
 
 
-def _bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...]:
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(
-        slice(max(part.start - margin, 0), min(part.stop + margin, n)) for part, n in zip(box, mask.shape, strict=True)
-    )
+def _is_apart(point: np.ndarray, others: list[np.ndarray], distance_mm: float) -> bool:
+    return all(np.linalg.norm(point - other) > distance_mm for other in others)
+
+
+def _extent(lungs: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high corner (3,) in LPS mm of the box that holds the lungs."""
+    shape, affine = canonical_grid(lungs, (max(SEARCH_SPACINGS_MM),) * 3)
+    (box,) = ndimage.find_objects((resample(lungs, shape, affine, "nearest", 0).voxels > 0).astype(np.uint8))
+    corners = np.array([[part.start - 0.5, part.stop - 0.5] for part in box[::-1]]).T
+    low, high = corners * np.diag(affine)[:3] + affine[:3, 3]
+    return low, high
+
+
+def _part_of(
+    volume: Volume, affine: np.ndarray, start: np.ndarray, size: np.ndarray, interpolation: str, fill: float
+) -> Volume:
+    """A box of a volume on the grid of ``affine``; ``start`` and ``size`` along k, j, i."""
+    own = affine.copy()
+    own[:3, 3] = affine[:3, 3] + affine[:3, :3] @ start[::-1]
+    return resample(volume, tuple(int(n) for n in size), own, interpolation, fill)

@@ -54,7 +54,14 @@ class NoduleTask(Task):
         unit="HU",
     )
     probability: float = parameter(
-        0.9, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
+        0.5, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
+    )
+    evidence: float = parameter(
+        0.5,
+        "Where the predictor sees a nodule with less than this probability, a seed point finds nothing; 0 outlines "
+        "whatever is there.",
+        minimum=0,
+        maximum=1,
     )
     most: int = parameter(10, "At most this many findings are kept in a search.", minimum=1, maximum=50)
 
@@ -145,10 +152,16 @@ class NoduleTask(Task):
             generator = torch.Generator().manual_seed(self.seed + 7919 * number)
             told = part(painting, (number - 1) / len(candidates), number / len(candidates))
             region = paint_region(
-                image, center, flow, predictor, self.guidance_settings(), generator, self.threshold, told, number
+                image, center, flow, predictor, self.guidance_settings(), generator, self.threshold,
+                # What the search found has been looked at already.
+                self.evidence if probability is None else 0.0, told, number,
             )
+            if region.evidence is not None and region.evidence < self.evidence:
+                messages.append(self._nothing_seen(center, region.evidence))
             regions.append(region)
-            certain = region.probability_before if probability is None else probability
+            certain = probability if probability is not None else region.evidence
+            if certain is None:
+                certain = region.probability_before
             findings.append(Finding(as_point(center), region.radius_mm, float(certain)))
         progress(0.95, "Measuring")
         return self._results(image, within, regions, findings, messages)
@@ -158,6 +171,13 @@ class NoduleTask(Task):
         from .counterfactual import Guidance
 
         return replace(Guidance(), start=self.start, steps=self.steps, strength=self.guidance)
+
+    def _nothing_seen(self, center: np.ndarray, probability: float) -> str:
+        place = ", ".join(f"{c:.0f}" for c in center)
+        return (
+            f"{self.predictor} sees no nodule at {place} (LPS mm): its probability there is {probability:.2f}, and "
+            f"{self.evidence:g} is asked for (evidence); set it to 0 to outline what is there all the same."
+        )
 
     def _results(
         self,
@@ -194,14 +214,16 @@ class NoduleTask(Task):
         )
 
 
-def paint_region(image, center, flow, predictor, guidance, generator, threshold, progress: Progress, number: int):
+def paint_region(
+    image, center, flow, predictor, guidance, generator, threshold, least_evidence, progress: Progress, number: int
+):
     """:func:`~GenSegLogic.nodules.region.paint_adaptively` with progress in words."""
     from .region import paint_adaptively
 
     def told(step: int, steps: int) -> None:
         progress(step / steps, f"Painting region {number} without a nodule")
 
-    return paint_adaptively(image, center, flow, predictor, guidance, generator, threshold, told)
+    return paint_adaptively(image, center, flow, predictor, guidance, generator, threshold, least_evidence, told)
 
 
 def check_inside(image: Volume, point: np.ndarray) -> None:

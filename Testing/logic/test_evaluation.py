@@ -178,7 +178,9 @@ def models() -> Models:
     flow = LatentFlow(
         random_network("autoencoder"), random_network("velocity"), 1.0, 2, (-1000.0, 400.0), field_voxels=24
     )
-    return Models(flow, random_network("cnn"), Dense())
+    predictor = random_network("cnn")
+    torch.nn.init.constant_(predictor.classifier.bias, 0.0)  # enough evidence to be painted
+    return Models(flow, predictor, Dense())
 
 
 def ball_case(diameter_mm: float = 10.0) -> cases.Case:

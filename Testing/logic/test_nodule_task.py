@@ -85,9 +85,9 @@ def engine(bundles: Path) -> Engine:
 
 
 def task(**parameters) -> NoduleTask:
-    """Few steps, a low threshold: random networks change little."""
-    settings = {"bundle": "tiny-flow", "predictor": "tiny-cnn", "steps": 2, "threshold": 10.0, **parameters}
-    return NoduleTask(**settings)
+    """Few steps, a low threshold, no evidence: random networks change little and see nothing."""
+    settings = {"bundle": "tiny-flow", "predictor": "tiny-cnn", "steps": 2, "threshold": 10.0, "evidence": 0.0}
+    return NoduleTask(**settings | parameters)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,22 @@ def test_nothing_is_found_where_no_place_is_probable(engine: Engine, phantom: Vo
     assert results.summary == "No nodule was found."
     results.save(tmp_path, phantom)
     assert (tmp_path / "nodules.csv").read_text().strip() == ",".join(COLUMNS)
+
+
+def test_a_seed_point_without_evidence_finds_nothing_and_says_so(engine: Engine, phantom: Volume) -> None:
+    seen = engine.run(task(seed_points=(CENTER,)), phantom)
+    assert seen.volumes["residual"].voxels.any() and not seen.messages
+    results = engine.run(task(seed_points=(CENTER,), evidence=1.0), phantom)
+    assert not results.volumes["residual"].voxels.any() and results.tables["nodules"] == []
+    [message] = results.messages
+    assert message.startswith("tiny-cnn sees no nodule at 10, -20, 30 (LPS mm)") and message.endswith("all the same.")
+    assert "(evidence)" in message and results.summary == "No nodule was found."
+    [finding] = results.provenance["findings"]
+    assert f"is {finding['probability']:.2f}, and 1 is asked for" in message and finding["radius_mm"] > 0
+    # Above what is asked for, the evidence decides nothing but the finding's probability.
+    asked = engine.run(task(seed_points=(CENTER,), evidence=finding["probability"] / 2), phantom)
+    assert np.array_equal(asked.volumes["residual"].voxels, seen.volumes["residual"].voxels)
+    assert asked.provenance["findings"][0]["probability"] == finding["probability"] and not asked.messages
 
 
 def test_the_threshold_can_be_moved_on_the_result_alone(engine: Engine, phantom: Volume) -> None:

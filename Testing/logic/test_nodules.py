@@ -11,10 +11,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from GenSegLogic.networks.predictors import NodulePredictor
+from GenSegLogic.nodules.fields import LOOK_SPACING_MM, PLACE_VOXELS, field_volume, look
 from GenSegLogic.nodules.measure import COLUMNS, measure
-from GenSegLogic.nodules.region import Region, field_volume
+from GenSegLogic.nodules.region import Region
 from GenSegLogic.nodules.residual import combine, without
-from GenSegLogic.nodules.search import TILE_VOXELS, find_candidates, logit_volume
+from GenSegLogic.nodules.search import PLACES, TILE_VOXELS, Candidate, find_candidates, logit_volume
 from GenSegLogic.nodules.segments import RELATIVE_THRESHOLD, Finding, nodules_from_residual, window_around
 from GenSegLogic.volume import Volume
 from Testing.logic.grids import ORIENTATIONS, draw, soft_ball
@@ -259,6 +260,38 @@ def test_a_detector_finds_blobs_at_their_place(orientation: str, stride: tuple[i
         assert min(np.linalg.norm(candidate.center - blob) for candidate in found) < 3.0
 
 
+@pytest.mark.parametrize("stride", [(4, 4, 4), (1, 8, 8)], ids=str)
+def test_a_look_tells_what_lies_in_its_place_and_where(stride: tuple[int, int, int]) -> None:
+    blob = np.array([4.0, -24.0, 24.0])
+    image, _ = lung_scan("oblique", [tuple(blob)])
+    seen = look(image, blob + np.array([3, -3, 2]), BlobDetector(stride), WINDOW)
+    assert seen.probability > 0.99 and np.linalg.norm(seen.center - blob) < 3.0
+    # In view, but beside the place that is asked about: the logit is the logsumexp of the place's dark cells.
+    beside = blob + np.array([PLACE_VOXELS * LOOK_SPACING_MM / 2 + 12, 0, 0])
+    empty = look(image, beside, BlobDetector(stride), WINDOW)
+    cells = np.prod([np.sum(np.abs((np.arange(48 // s) + 0.5) * s - 24) <= PLACE_VOXELS / 2) for s in stride])
+    assert empty.logit == pytest.approx(40 * (150 / 1400 - 0.25) + np.log(cells), abs=0.01)
+    assert np.abs(empty.center - beside).max() <= PLACE_VOXELS * LOOK_SPACING_MM / 2
+
+
+def test_a_lung_has_many_places_and_hardly_any_holds_a_nodule() -> None:
+    assert Candidate(np.zeros(3), 0.0, 0.0).probability == pytest.approx(1 / (PLACES + 1))
+    even = float(np.log(PLACES))
+    assert Candidate(np.zeros(3), even + 1, even - 1).probability == pytest.approx(0.5)
+
+
+def test_a_small_blob_is_found_by_the_fine_map_alone() -> None:
+    image, lungs = lung_scan("LPS", [(10.0, -20.0, 30.0)])
+    small = draw(soft_ball((-12.0, -40.0, 12.0), 2.8, 950, 0), "LPS", (1.4, 1.4, 2.0), image.shape)
+    image = image.with_voxels(image.voxels + small.voxels.astype(np.int16))
+    detector = BlobDetector((4, 4, 4))
+    coarse = logit_volume(image, lungs, detector, WINDOW, lambda fraction: None, 1.5)
+    indices = np.moveaxis(np.indices(coarse.shape), 0, -1)[..., ::-1]
+    assert coarse.voxels[np.linalg.norm(coarse.to_lps(indices) - [-12, -40, 12], axis=-1) < 8].max() < 0
+    found = find_candidates(image, lungs, detector, WINDOW)[:2]
+    assert min(np.linalg.norm(candidate.center - [-12, -40, 12]) for candidate in found) < 2.0
+
+
 def test_a_blob_outside_of_the_lungs_is_no_candidate() -> None:
     image, lungs = lung_scan("LPS", [(10.0, -20.0, 30.0)])
     detector = BlobDetector((4, 4, 4))
@@ -273,7 +306,7 @@ def test_tiles_meet_without_a_seam() -> None:
     blob = (edge, -20.0, 30.0)
     image, lungs = lung_scan("LPS", [blob], size_mm=170.0)
     told: list[float] = []
-    logits = logit_volume(image, lungs, BlobDetector((4, 4, 4)), WINDOW, told.append)
+    logits = logit_volume(image, lungs, BlobDetector((4, 4, 4)), WINDOW, told.append, 1.5)
     assert len(told) > 1 and np.isfinite(logits.voxels).all()
     peak = logits.to_lps(np.array(np.unravel_index(int(logits.voxels.argmax()), logits.shape))[::-1])
     assert np.linalg.norm(peak - blob) < 6.0

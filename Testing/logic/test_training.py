@@ -356,6 +356,8 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
     for number, name in enumerate(("phantoms", "real", "held-out")):  # as an earlier recipe left them
         write_folder(tmp_path / "chest-tiles" / name, 12, seed=number)
     monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(60.0))
+    monkeypatch.setattr("GenSegLogic.training.nodule_calibration.NODULES", 1)
+    monkeypatch.setattr("GenSegLogic.training.nodule_calibration.CLEAN_PATIENTS", 1)
     told: list[float] = []
     load(RECIPES[recipe])(tmp_path / recipe, 2.0, 3, lambda fraction, message: told.append(fraction))
     bundle = read_bundle(tmp_path / recipe)
@@ -367,6 +369,10 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
     assert training["data"]["tiles"] == {"phantoms": 12, "real": 12} and "C3N-00247" in training["data"]["real"]
     assert bundle.metadata["metrics"] and bundle.metadata["commercial_use"] is True
     assert "Not for clinical use." in (bundle.folder / "docs" / "README.md").read_text()
+    card = (bundle.folder / "docs" / "README.md").read_text()
+    calibration = training["data"].get("calibration", {})
+    assert ("Calibrated (logits shifted by" in card) == bool(calibration) == (bundle.kind == "predictor")
+    assert not calibration or (calibration["nodules"], calibration["clean_places"]) == (1, 2)
     networks = load_bundle(bundle, "cpu").networks
     x = torch.zeros(1, 1, 24, 24, 24)
     if recipe == "chest-flow":

@@ -1,0 +1,76 @@
+"""Cubes cut out of the scan, and what the predictor says of the place in the middle of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..networks.predictors import NodulePredictor
+from ..volume import Volume, resample
+from .models import normalise
+
+LOOK_SPACING_MM = 0.75
+LOOK_VOXELS = 48
+"""Edge of the cube that a look is taken at: that of the tiles that the predictors learn from. The networks normalise
+over all that they see, so that in a cube of another size the same place has another logit."""
+PLACE_VOXELS = 24
+"""Edge of the place in its middle: that of the crops that have a bit "there is a nodule in here" in training."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the predictor sees at a place.
+
+    Attributes:
+        logit: of "there is a nodule in the cube of PLACE_VOXELS in the middle".
+        center: (3,) LPS mm, where in that cube it lies: the mean of the places of the map, weighted by their odds.
+    """
+
+    logit: float
+    center: np.ndarray
+
+    @property
+    def probability(self) -> float:
+        """p(nodule) where one is as likely as none, which is what the predictors' recipes calibrate the logit for."""
+        return sigmoid(self.logit)
+
+
+def sigmoid(logit: float) -> float:
+    """The probability of log odds."""
+    return float(1 / (1 + np.exp(-np.clip(logit, -60, 60))))
+
+
+def field_volume(image: Volume, center: np.ndarray, spacing_mm: float, voxels: int, orientation: str = "LPS") -> Volume:
+    """A cube of ``voxels`` at an isotropic spacing round ``center`` (LPS mm), along the patient's axes, in HU."""
+    sign = 1.0 if orientation == "LPS" else -1.0
+    directions = np.array([sign, sign, 1.0]) * spacing_mm
+    affine = np.diag([*directions, 1.0])
+    affine[:3, 3] = center - directions * (voxels - 1) / 2
+    return resample(image, (voxels,) * 3, affine, "linear", -1024)
+
+
+def to_tensor(field: Volume, window_hu: tuple[float, float], device: torch.device | str = "cpu") -> torch.Tensor:
+    """Field in HU -> (1, 1, K, J, I) in [0, 1]."""
+    return normalise(torch.from_numpy(np.ascontiguousarray(field.voxels, np.float32)), window_hu)[None, None].to(device)
+
+
+def look(
+    image: Volume,
+    center: np.ndarray,
+    predictor: NodulePredictor,
+    window_hu: tuple[float, float],
+    spacing_mm: float = LOOK_SPACING_MM,
+) -> Look:
+    """Ask the predictor what it was trained to answer: is there a nodule round ``center`` (LPS mm)?"""
+    field = field_volume(image, center, spacing_mm, LOOK_VOXELS)
+    device = next(predictor.parameters()).device
+    with torch.inference_mode():
+        logits = predictor.logit_map(to_tensor(field, window_hu, device))[0].float().cpu().numpy()
+    positions = (np.indices(logits.shape).reshape(3, -1).T + 0.5) * np.array(predictor.stride, float) - 0.5
+    inside = (np.abs(positions - (LOOK_VOXELS - 1) / 2) <= PLACE_VOXELS / 2).all(1)
+    values = logits.ravel()[inside].astype(float)
+    odds = np.exp(values - values.max())
+    points = field.to_lps(positions[inside][:, ::-1])
+    return Look(float(values.max() + np.log(odds.sum())), (points * odds[:, None]).sum(0) / odds.sum())
