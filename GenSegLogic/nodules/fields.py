@@ -11,7 +11,8 @@ from ..networks.predictors import NodulePredictor
 from ..volume import Volume, resample
 from .models import normalise
 
-LOOK_SPACING_MM = 0.75
+FINE_MM, COARSE_MM = 0.75, 1.5
+"""Spacings of the two looks at a place: those of the predictors' training."""
 LOOK_VOXELS = 48
 """Edge of the cube that a look is taken at: that of the tiles that the predictors learn from. The networks normalise
 over all that they see, so that in a cube of another size the same place has another logit."""
@@ -30,11 +31,6 @@ class Look:
 
     logit: float
     center: np.ndarray
-
-    @property
-    def probability(self) -> float:
-        """p(nodule) where one is as likely as none, which is what the predictors' recipes calibrate the logit for."""
-        return sigmoid(self.logit)
 
 
 def sigmoid(logit: float) -> float:
@@ -61,7 +57,7 @@ def look(
     center: np.ndarray,
     predictor: NodulePredictor,
     window_hu: tuple[float, float],
-    spacing_mm: float = LOOK_SPACING_MM,
+    spacing_mm: float = FINE_MM,
 ) -> Look:
     """Ask the predictor what it was trained to answer: is there a nodule round ``center`` (LPS mm)?"""
     field = field_volume(image, center, spacing_mm, LOOK_VOXELS)
@@ -74,3 +70,15 @@ def look(
     odds = np.exp(values - values.max())
     points = field.to_lps(positions[inside][:, ::-1])
     return Look(float(values.max() + np.log(odds.sum())), (points * odds[:, None]).sum(0) / odds.sum())
+
+
+def evidence_logit(
+    image: Volume, center: np.ndarray, predictor: NodulePredictor, window_hu: tuple[float, float]
+) -> float:
+    """Log odds of a nodule at ``center`` (LPS mm), if one is as likely there as none: what recipes calibrate.
+
+    Large pale nodules are seen by the coarse look alone. Its place is eight times as large and as likely to hold
+    something else, which its logit is lowered for (ours).
+    """
+    fine, coarse = (look(image, center, predictor, window_hu, spacing).logit for spacing in (FINE_MM, COARSE_MM))
+    return max(fine, coarse - 3 * float(np.log(COARSE_MM / FINE_MM)))

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..networks.predictors import NodulePredictor
 from ..volume import Volume
 from .counterfactual import Counterfactual, Guidance, ball, counterfactual
-from .fields import field_volume, look, to_tensor
+from .fields import evidence_logit, field_volume, sigmoid, to_tensor
 from .models import LatentFlow
 from .segments import Finding, as_point, component_at
 
@@ -120,7 +120,7 @@ def paint_adaptively(
     """
     evidence_here = None
     if least_evidence > 0:
-        evidence_here = look(image, center, predictor, flow.window_hu).probability
+        evidence_here = sigmoid(evidence_logit(image, center, predictor, flow.window_hu))
         if evidence_here < least_evidence:
             return untouched(image, center, flow, evidence_here)
     chosen: Region | None = None

@@ -11,10 +11,10 @@ from scipy import ndimage
 
 from ..networks.predictors import NodulePredictor
 from ..volume import Volume, canonical_grid, resample, resample_like
-from .fields import look, sigmoid
+from .fields import COARSE_MM, FINE_MM, look, sigmoid
 from .models import normalise
 
-SEARCH_SPACINGS_MM = (1.5, 0.75)
+SEARCH_SPACINGS_MM = (COARSE_MM, FINE_MM)
 """The coarse map sees large nodules whole; small ones, and those on vessels, are peaks of the fine one alone."""
 TILE_VOXELS = 96
 TILE_MARGIN = 16
@@ -133,13 +133,12 @@ def look_closer(
     image: Volume, center: np.ndarray, predictor: NodulePredictor, window_hu: tuple[float, float]
 ) -> Candidate:
     """The logits of a place at both spacings, and a centre refined to where the fine look sees it."""
-    coarse_mm, fine_mm = SEARCH_SPACINGS_MM
-    place, fine = np.asarray(center, float), look(image, center, predictor, window_hu, fine_mm)
+    place, fine = np.asarray(center, float), look(image, center, predictor, window_hu, FINE_MM)
     if fine.logit > 0:  # else the map's place is the better one
         # Again from there: a peak beside a large nodule has only its edge within reach, which is no place of its own.
-        fine = look(image, fine.center, predictor, window_hu, fine_mm)
+        fine = look(image, fine.center, predictor, window_hu, FINE_MM)
         place = fine.center
-    return Candidate(place, fine.logit, look(image, place, predictor, window_hu, coarse_mm).logit)
+    return Candidate(place, fine.logit, look(image, place, predictor, window_hu, COARSE_MM).logit)
 
 
 def _is_apart(point: np.ndarray, others: list[np.ndarray], distance_mm: float) -> bool:
@@ -148,7 +147,7 @@ def _is_apart(point: np.ndarray, others: list[np.ndarray], distance_mm: float) -
 
 def _extent(lungs: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Low and high corner (3,) in LPS mm of the box that holds the lungs."""
-    shape, affine = canonical_grid(lungs, (max(SEARCH_SPACINGS_MM),) * 3)
+    shape, affine = canonical_grid(lungs, (COARSE_MM,) * 3)
     (box,) = ndimage.find_objects((resample(lungs, shape, affine, "nearest", 0).voxels > 0).astype(np.uint8))
     corners = np.array([[part.start - 0.5, part.stop - 0.5] for part in box[::-1]]).T
     low, high = corners * np.diag(affine)[:3] + affine[:3, 3]

@@ -57,8 +57,7 @@ def flip_and_turn(rng: np.random.Generator, *arrays: np.ndarray) -> list[np.ndar
 def image_batches(crops: Crops, size: int, seed: int, jitter: bool) -> Iterator[dict[str, Tensor]]:
     """Endless batches: image (B, 1, 48, 48, 48) in [0, 1], bits (B, 2, 2, 2) of its crops, spacing (B,) mm.
 
-    ``jitter`` adds what other scanners, the autoencoder and other lungs would: shifts of the scale, lighter and denser
-    lungs, noise or blur.
+    ``jitter`` adds what other scanners and the autoencoder would: shifts of the scale, noise or blur.
     """
     rng = np.random.default_rng([41, seed])
     while True:
@@ -69,12 +68,11 @@ def image_batches(crops: Crops, size: int, seed: int, jitter: bool) -> Iterator[
             bits.append(bit)
             if jitter:
                 hu = hu * rng.uniform(0.95, 1.05) + rng.uniform(-25, 25)
-                hu = hu + rng.uniform(-30, 50) * np.clip((-500 - hu) / 300, 0, 1)  # soft tissue stays as it is
                 kind = rng.random()
                 if kind < 0.25:
-                    hu = hu + rng.normal(0, rng.uniform(5, 60), hu.shape).astype(np.float32)
+                    hu = hu + rng.normal(0, rng.uniform(5, 50), hu.shape).astype(np.float32)
                 elif kind < 0.6:
-                    hu = _blur(hu, rng.uniform(0.2, 1.0))
+                    hu = _blur(hu, rng.uniform(0.2, 0.8))
             images.append(normalise(hu))
         yield {
             "image": torch.from_numpy(np.stack(images)[:, None]),

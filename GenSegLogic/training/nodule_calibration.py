@@ -15,15 +15,15 @@ import torch
 
 from ..evaluation.cases import Case, clean_cases, nodule_case
 from ..networks.predictors import NodulePredictor
-from ..nodules.fields import LOOK_SPACING_MM, LOOK_VOXELS, look
+from ..nodules.fields import COARSE_MM, LOOK_VOXELS, evidence_logit
 from ..progress import Progress
 from .data import WINDOW_HU
 
 NODULES = 56
 CLEAN_PATIENTS = 24
 """Two places of each: anywhere in the lung, and on a vessel."""
-HALF_MM = LOOK_VOXELS * LOOK_SPACING_MM / 2 + 8.0
-"""Half the edge of the boxes that are drawn: a look's cube, and the click's distance from the centre."""
+HALF_MM = LOOK_VOXELS * COARSE_MM / 2 + 8.0
+"""Half the edge of the boxes that are drawn: the larger look's cube, and the click's distance from the centre."""
 
 
 def calibration_cases(nodules: int, patients: int, progress: Progress) -> list[Case]:
@@ -49,7 +49,7 @@ def calibrate(network: NodulePredictor, cases: Sequence[Case]) -> dict[str, Any]
     """
     # In the precision that tasks run in on most machines; in full precision the logits differ by little.
     with torch.autocast("cpu", torch.bfloat16):
-        logits = np.array([look(case.image, case.seed_point, network, WINDOW_HU).logit for case in cases])
+        logits = np.array([evidence_logit(case.image, case.seed_point, network, WINDOW_HU) for case in cases])
     has_nodule = np.array([bool(case.kind) for case in cases])
     shift = balanced_shift(logits[has_nodule], logits[~has_nodule])
     bias = network.classifier.bias

@@ -1,10 +1,10 @@
 """Crops of chest phantoms (and of one real lung) for training: images, one bit each, and masks kept apart.
 
 Crops come in tiles: a tile of 48 voxels' edge is eight crops of 24, each with its own bit "there is a nodule in here".
-A tile's position is drawn in the lungs, blind to the nodules inside it: uniformly, or where a network that searches for
-nodules errs most, which is on a vessel and where the lung meets the heart and the aorta. Half the tiles are drawn until
-one turns up that holds a nodule. The masks go into a file of their own, which only the supervised upper bound and the
-choice of thresholds read: training of the predictors opens ``images.npy`` and ``labels.npy`` alone.
+A tile's position is drawn in the lungs, blind to the nodules inside it: uniformly, or on a vessel, where a network that
+searches for nodules errs most. Half the tiles are drawn until one turns up that holds a nodule. The masks go into a
+file of their own, which only the supervised upper bound and the choice of thresholds read: training of the predictors
+opens ``images.npy`` and ``labels.npy`` alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..phantoms.chest import COARSE_MM, FIELDS, Chest, make_chest, make_scan
+from ..phantoms.chest import Chest, make_chest, make_scan
 from ..phantoms.nodules import random_nodule
 from ..phantoms.primitives import Scanner, interpolate
 from ..phantoms.splits import SPLITS, Split
@@ -92,17 +92,8 @@ def random_vessel_points(chest: Chest, count: int, rng: np.random.Generator) -> 
     return chosen + rng.uniform(-10, 10, (count, 3))
 
 
-def random_hilar_points(chest: Chest, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` points (n, 3) in x, y, z mm on the lungs' surface, within 10 mm of the heart and the great vessels."""
-    fields = dict(zip(FIELDS, chest.fields, strict=True))
-    surface = np.abs(np.minimum(fields["right"], fields["left"])) < 1.5 * COARSE_MM
-    places = np.argwhere(surface & (fields["heart"] < 10))
-    chosen = places[rng.integers(len(places), size=count)] + rng.uniform(-0.5, 0.5, (count, 3))
-    return np.stack([chest.axes[axis][0] + COARSE_MM * chosen[:, axis] for axis in (2, 1, 0)], axis=1)
-
-
 def draw_tiles(split: Split, number: int, count: int = TILES_PER_CHEST) -> Iterator[Tile]:
-    """``count`` tiles of the split's patient ``number``: half with a nodule, a third at each kind of place."""
+    """``count`` tiles of the split's patient ``number``: half with a nodule, half on a vessel, in both spacings."""
     seed = split.first_seed + number
     chest = make_chest(seed, split.options)
     rng = np.random.default_rng([31, seed])
@@ -110,7 +101,7 @@ def draw_tiles(split: Split, number: int, count: int = TILES_PER_CHEST) -> Itera
         spacing = SPACINGS_MM[index % 2]
         wanted = (index // 2) % 2 == 0
         half = TILE_VOXELS * spacing / 2
-        points = (Chest.random_lung_points, random_vessel_points, random_hilar_points)[(index // 4) % 3]
+        points = random_vessel_points if (index // 4) % 2 else Chest.random_lung_points
         for center in points(chest, 400, rng):
             label, kind, diameter = tile_label(chest, center, half)
             if label is wanted:

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from GenSegLogic.networks.predictors import NodulePredictor
-from GenSegLogic.nodules.fields import LOOK_SPACING_MM, PLACE_VOXELS, field_volume, look
+from GenSegLogic.nodules.fields import FINE_MM, PLACE_VOXELS, evidence_logit, field_volume, look, sigmoid
 from GenSegLogic.nodules.measure import COLUMNS, measure
 from GenSegLogic.nodules.region import Region
 from GenSegLogic.nodules.residual import combine, without
@@ -265,13 +265,22 @@ def test_a_look_tells_what_lies_in_its_place_and_where(stride: tuple[int, int, i
     blob = np.array([4.0, -24.0, 24.0])
     image, _ = lung_scan("oblique", [tuple(blob)])
     seen = look(image, blob + np.array([3, -3, 2]), BlobDetector(stride), WINDOW)
-    assert seen.probability > 0.99 and np.linalg.norm(seen.center - blob) < 3.0
+    assert sigmoid(seen.logit) > 0.99 and np.linalg.norm(seen.center - blob) < 3.0
     # In view, but beside the place that is asked about: the logit is the logsumexp of the place's dark cells.
-    beside = blob + np.array([PLACE_VOXELS * LOOK_SPACING_MM / 2 + 12, 0, 0])
+    beside = blob + np.array([PLACE_VOXELS * FINE_MM / 2 + 12, 0, 0])
     empty = look(image, beside, BlobDetector(stride), WINDOW)
     cells = np.prod([np.sum(np.abs((np.arange(48 // s) + 0.5) * s - 24) <= PLACE_VOXELS / 2) for s in stride])
     assert empty.logit == pytest.approx(40 * (150 / 1400 - 0.25) + np.log(cells), abs=0.01)
-    assert np.abs(empty.center - beside).max() <= PLACE_VOXELS * LOOK_SPACING_MM / 2
+    assert np.abs(empty.center - beside).max() <= PLACE_VOXELS * FINE_MM / 2
+
+
+def test_evidence_is_that_of_the_look_which_sees_the_nodule() -> None:
+    image, _ = lung_scan("LPS", [(10.0, -20.0, 30.0)])
+    here, beside, detector = np.array([10.0, -20.0, 30.0]), np.array([27.0, -20.0, 30.0]), BlobDetector((4, 4, 4))
+    assert evidence_logit(image, here, detector, WINDOW) == look(image, here, detector, WINDOW).logit > 10
+    coarse = look(image, beside, detector, WINDOW, 1.5).logit
+    assert coarse > 10 > look(image, beside, detector, WINDOW).logit, "in the larger place alone"
+    assert evidence_logit(image, beside, detector, WINDOW) == pytest.approx(coarse - np.log(8))
 
 
 def test_a_lung_has_many_places_and_hardly_any_holds_a_nodule() -> None:

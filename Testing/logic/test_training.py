@@ -12,12 +12,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import map_coordinates
 from torch import Tensor, nn
 
 from GenSegLogic.bundles import load_bundle, read_bundle
 from GenSegLogic.errors import Cancelled
-from GenSegLogic.phantoms.chest import COARSE_MM, FIELDS, ChestOptions, make_chest
+from GenSegLogic.phantoms.chest import ChestOptions, make_chest
 from GenSegLogic.phantoms.splits import SPLITS, Split
 from GenSegLogic.progress import silent
 from GenSegLogic.tasks import load
@@ -32,7 +31,6 @@ from GenSegLogic.training.tiles import (
     crop_bits,
     draw_real_tiles,
     draw_tiles,
-    random_hilar_points,
     tile_label,
     write_tiles,
 )
@@ -156,16 +154,6 @@ def test_tiles_are_balanced_over_bits_and_spacings(tiles: list) -> None:
     for tile in solid:
         lung = np.percentile(tile.image, 30)
         assert tile.image[tile.mask > 0].mean() > lung + 250, "the mask lies on the nodule"
-
-
-def test_hilar_points_lie_where_the_lung_meets_the_heart() -> None:
-    chest = make_chest(3_400_000)
-    points = random_hilar_points(chest, 200, np.random.default_rng(0))
-    assert points.shape == (200, 3) and np.abs(chest.lung_distance(points)).max() < 9
-    index = [(points[:, 2 - axis] - chest.axes[axis][0]) / COARSE_MM for axis in range(3)]
-    heart = map_coordinates(chest.fields[FIELDS.index("heart")], index, order=1)
-    assert heart.max() < 15 and np.median(np.abs(heart)) < 10
-    assert set(np.sign(points[:, 0])) == {-1, 1}, "of both lungs"
 
 
 def test_the_bit_of_a_cube_follows_the_nodules_in_it() -> None:
