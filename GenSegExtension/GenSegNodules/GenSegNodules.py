@@ -65,11 +65,13 @@ class GenSegNodulesParameterNode:
     guidance: parameters.annotation(NoduleTask, "guidance")
     start: parameters.annotation(NoduleTask, "start")
     probability: parameters.annotation(NoduleTask, "probability")
+    evidence: parameters.annotation(NoduleTask, "evidence")
     most: parameters.annotation(NoduleTask, "most")
     seed: parameters.annotation(NoduleTask, "seed")
 
 
-TASK_PARAMETERS = ("bundle", "predictor", "threshold", "steps", "guidance", "start", "probability", "most", "seed")
+TASK_PARAMETERS = ("bundle", "predictor", "threshold", "steps", "guidance", "start", "probability", "evidence", "most",
+                   "seed")
 
 
 class GenSegNodulesWidget(TaskPanel):
@@ -90,8 +92,8 @@ class GenSegNodulesWidget(TaskPanel):
         parameters.describe_widgets(NoduleTask, {
             "bundle": self.ui.bundleCombo, "predictor": self.ui.predictorCombo, "steps": self.ui.stepsSpinBox,
             "guidance": self.ui.guidanceSlider, "start": self.ui.startSlider,
-            "probability": self.ui.probabilitySlider, "most": self.ui.mostSpinBox, "seed": self.ui.seedSpinBox,
-            "threshold": self.ui.thresholdSlider})
+            "probability": self.ui.probabilitySlider, "evidence": self.ui.evidenceSlider,
+            "most": self.ui.mostSpinBox, "seed": self.ui.seedSpinBox, "threshold": self.ui.thresholdSlider})
         self.ui.inputSelector.toolTip = NoduleTask.inputs["image"]
         self.ui.lungsSelector.toolTip = NoduleTask.inputs["lungs"]
         self.ui.seedSelector.toolTip = NoduleTask.parameters()["seed_points"].metadata["help"]

@@ -75,7 +75,7 @@ def test_every_node_selector_is_given_the_scene(path):
 def test_every_control_has_a_tool_tip_or_gets_one_in_code(path):
     given = {name for code in CODE for _, name, attribute, _ in uses(code) if attribute == "toolTip"}
     described = {"bundleCombo", "predictorCombo", "stepsSpinBox", "guidanceSlider", "startSlider", "probabilitySlider",
-                 "mostSpinBox", "seedSpinBox", "thresholdSlider", "samplesSpinBox",
+                 "evidenceSlider", "mostSpinBox", "seedSpinBox", "thresholdSlider", "samplesSpinBox",
                  "organsList"}  # parameters.describe_widgets; the panels' tests look
     containers = {"QLabel", "qMRMLWidget", "ctkCollapsibleButton"}
     bare = [widget.attrib["name"] for widget in ElementTree.parse(path).iter("widget")

@@ -67,7 +67,8 @@ def test_every_control_of_a_parameter_has_the_tasks_range_and_tool_tip(panel):
 
     ui = panel.ui
     widgets = {"steps": ui.stepsSpinBox, "guidance": ui.guidanceSlider, "start": ui.startSlider, "seed": ui.seedSpinBox,
-               "threshold": ui.thresholdSlider, "probability": ui.probabilitySlider, "most": ui.mostSpinBox}
+               "threshold": ui.thresholdSlider, "probability": ui.probabilitySlider,
+               "evidence": ui.evidenceSlider, "most": ui.mostSpinBox}
     for name, widget in widgets.items():
         field = NoduleTask.parameters()[name]
         assert widget.toolTip == field.metadata["help"]
