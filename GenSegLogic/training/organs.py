@@ -21,7 +21,7 @@ from ..progress import Progress, part
 from .organs_data import GRIDS, LOOKS, WITHOUT_ORGANS, draw_cases, load_scans
 
 PHANTOMS, WITHOUT, HELD_OUT = 120, 100, 6
-"""Phantoms to learn from, those of them of whom more than usual have lost an organ on top, and those that measure."""
+"""Phantoms to learn from, more of them of which more than usual have lost an organ, and phantoms to measure on."""
 WITHOUT_SEED = 5000
 DRAWING_SHARE = 0.12
 """Part of the time that drawing phantoms may take."""
