@@ -31,6 +31,12 @@ def noise_estimate(x: Tensor, velocity: Tensor, t: Time) -> Tensor:
     return x - (1 - t) * velocity
 
 
+def renoised(x: Tensor, noise: Tensor, t: float, noisier: float) -> Tensor:
+    """A draw at the noise fraction ``noisier`` from x at ``t`` < ``noisier`` and fresh noise of unit deviation."""
+    keep = (1 - noisier) / (1 - t)
+    return keep * x + (noisier**2 - keep**2 * t**2) ** 0.5 * noise
+
+
 def score(x: Tensor, velocity: Tensor, t: Time) -> Tensor:
     """Gradient of log p_t(x) = ((1 - t) v - x) / t; singular at t = 0: not finite there."""
     return ((1 - t) * velocity - x) / t

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..flow.interpolant import clean_estimate, interpolant, noise_estimate, times
+from ..flow.interpolant import clean_estimate, interpolant, noise_estimate, renoised, times
 from ..flow.samplers import invert
 from .models import LatentFlow
 
@@ -134,8 +134,7 @@ def counterfactual(
             known = interpolant(clean, known_noise, following)
             x_next = torch.lerp(known, x_next, region)
             if repeat + 1 < guidance.recurrences:
-                s = (1 - t) / (1 - following)
-                x = s * x_next + max(t**2 - s**2 * following**2, 0.0) ** 0.5 * _randn_like(x, generator) * region
+                x = renoised(x_next, noise_like(x, generator), following, t)
         x = x_next
         callback(guidance.steps + step + 1, 2 * guidance.steps)
 
@@ -193,7 +192,7 @@ def _objective(
     part = latent[decoded]
     logs = []
     for _ in range(guidance.samples):
-        delta = guidance.smoothing * t * _randn_like(part, generator)
+        delta = guidance.smoothing * t * noise_like(part, generator)
         # Checkpointing keeps the decoder's activations, the peak of the memory, out of the graph.
         image = checkpoint(flow.decode, part + delta, use_reentrant=False)
         if guidance.only_darker:
@@ -209,5 +208,6 @@ def _push(gradient: Tensor, region: Tensor, length: float) -> Tensor:
     return length * n.sqrt() * masked / masked.norm().clamp_min(1e-12)
 
 
-def _randn_like(x: Tensor, generator: torch.Generator) -> Tensor:
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of the shape of ``x``, the same on every device."""
     return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)

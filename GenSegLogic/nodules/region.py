@@ -1,4 +1,8 @@
-"""One region of interest: from a point in the scan to the residual round it."""
+"""One region of interest: from a point in the scan to the residual round it.
+
+Two passes of the frozen flow. The first is guided [N] and says where the nodule is; the second paints that place anew
+from its surroundings (ours, see :mod:`.inpainting`), and the scan less that painting is what the whole nodule adds.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,9 @@ from ..networks.predictors import NodulePredictor
 from ..volume import Volume
 from .counterfactual import Counterfactual, Guidance, ball, counterfactual
 from .fields import evidence_logit, field_volume, sigmoid, to_tensor
+from .inpainting import inpaint
 from .models import LatentFlow
-from .segments import Finding, as_point, component_at
+from .segments import Finding, as_point, component_at, dense_enough
 
 REGION_RADIUS = 0.34
 """Radius of the region of interest as a fraction of the field's edge; the rest of the field is context."""
@@ -26,6 +31,11 @@ SHELL_SHARE = 0.06
 """A nodule that fills more of the shell under the region's edge than this is too large for the spacing."""
 SMALL_FOR_SPACING = 9.0
 """A nodule of fewer voxels across than this is outlined better at a finer spacing."""
+GUIDED_REACH_MM = 4.0
+"""The guided residual is less sharp than a scan: what is above a part of the peak within this reach is the nodule's
+place (from validation)."""
+ANEW_MARGIN_MM = 3.5
+"""Round what guidance took, so much is painted anew besides: guidance leaves the rim (from validation)."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +76,10 @@ def paint(
     region = ball((latents,) * 3, (middle,) * 3, radius - 1, 2.0).to(device)
     tensor = to_tensor(field, flow.window_hu, device)
     painted = counterfactual(flow, predictor, tensor, region, spacing_mm, guidance, generator, callback)
-    residual = (painted.reconstruction - painted.image)[0, 0].cpu().numpy() * flow.hu_per_unit
-    # A nodule only adds density; what the painting made denser is the flow's own taste, and not taken over.
-    residual = np.maximum(ndimage.gaussian_filter(residual, RESIDUAL_BLUR_VOXELS), 0)
+    # Against the reconstruction, so that the autoencoder's error cancels.
+    residual = residual_between(painted.reconstruction, painted.image, flow)
     radius_mm = (radius + 1) * flow.downsampling * spacing_mm
-    distance = np.linalg.norm(np.indices(residual.shape) - (flow.field_voxels - 1) / 2, axis=0) * spacing_mm
-    residual[(distance > radius_mm) | ~evidence(predictor, tensor)] = 0
+    residual[(_distance_mm(field) > radius_mm) | ~evidence(predictor, tensor)] = 0
     result = Region(
         center=np.asarray(center, float),
         residual=field.with_voxels(residual.astype(np.float32), "residual"),
@@ -110,7 +118,7 @@ def paint_adaptively(
     least_evidence: float = 0.0,
     callback: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Region:
-    """Paint at the finest spacing whose region holds the whole nodule.
+    """Paint at the finest spacing whose region holds the whole nodule; then paint the nodule's place anew.
 
     What reaches the region's edge asks for the next spacing; what then turns out small there, and was only spread by
     the finer look, stays with the finer one.
@@ -123,12 +131,10 @@ def paint_adaptively(
         evidence_here = sigmoid(evidence_logit(image, center, predictor, flow.window_hu))
         if evidence_here < least_evidence:
             return untouched(image, center, flow, evidence_here)
+    shares = len(flow.spacings_mm) + 1
     chosen: Region | None = None
     for number, spacing in enumerate(flow.spacings_mm):
-
-        def told(step: int, steps: int, number: int = number) -> None:
-            callback(number * steps + step, len(flow.spacings_mm) * steps)  # so that progress never runs backwards
-
+        told = _part(callback, number, shares)
         region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, told)
         diameter_mm, on_shell = extent(region, threshold_hu)
         if chosen is None or diameter_mm > SMALL_FOR_SPACING * spacing:
@@ -136,7 +142,62 @@ def paint_adaptively(
         if on_shell < SHELL_SHARE:
             break
     assert chosen is not None  # a flow has at least one spacing
-    return replace(chosen, evidence=evidence_here)
+    whole = paint_anew(image, chosen, flow, generator, threshold_hu, _part(callback, shares - 1, shares))
+    return replace(whole, evidence=evidence_here)
+
+
+def paint_anew(
+    image: Volume,
+    region: Region,
+    flow: LatentFlow,
+    generator: torch.Generator,
+    threshold_hu: float,
+    callback: Callable[[int, int], None] = lambda step, steps: None,
+) -> Region:
+    """The same region with the residual of the second pass: the scan less what is painted at the nodule's place.
+
+    The place is what the guided residual segments, and ANEW_MARGIN_MM round it. Where that is nothing, the guided
+    residual stays.
+    """
+    residual = region.residual
+    place = component_at(
+        dense_enough(residual.voxels, residual.spacing, threshold_hu, reach_mm=GUIDED_REACH_MM),
+        residual,
+        (slice(0, None),) * 3,
+        Finding(as_point(region.center), region.radius_mm, 1.0),
+    )
+    if place is None:
+        return region
+    spacing = float(residual.spacing[0])
+    near = ndimage.distance_transform_edt(~place, sampling=spacing) <= ANEW_MARGIN_MM
+    near &= _distance_mm(residual) <= region.radius_mm
+    device = next(flow.autoencoder.parameters()).device
+    field = field_volume(image, region.center, spacing, flow.field_voxels, flow.orientation)
+    tensor = to_tensor(field, flow.window_hu, device)
+    hole = functional.max_pool3d(torch.from_numpy(near.astype(np.float32))[None, None], flow.downsampling).to(device)
+    painted = inpaint(flow, tensor, hole, spacing, generator, callback)
+    added = residual_between(tensor, painted, flow)
+    return replace(region, residual=residual.with_voxels(np.where(near, added, 0).astype(np.float32)))
+
+
+def residual_between(image: torch.Tensor, painted: torch.Tensor, flow: LatentFlow) -> np.ndarray:
+    """HU (K, J, I) by which an image (1, 1, K, J, I) is denser than the painting without a nodule, smoothed.
+
+    A nodule only adds density; what the painting made denser is the flow's own taste, and not taken over.
+    """
+    difference = (image - painted)[0, 0].cpu().numpy() * flow.hu_per_unit
+    return np.maximum(ndimage.gaussian_filter(difference, RESIDUAL_BLUR_VOXELS), 0)
+
+
+def _part(callback: Callable[[int, int], None], number: int, parts: int) -> Callable[[int, int], None]:
+    """``callback`` for part ``number`` of so many equal ones, so that progress never runs backwards."""
+    return lambda step, steps: callback(number * steps + step, parts * steps)
+
+
+def _distance_mm(field: Volume) -> np.ndarray:
+    """Distance in mm of every voxel (K, J, I) of a cube to its middle."""
+    middle = (len(field.voxels) - 1) / 2
+    return np.linalg.norm(np.indices(field.shape) - middle, axis=0) * float(field.spacing[0])
 
 
 def untouched(image: Volume, center: np.ndarray, flow: LatentFlow, evidence_here: float) -> Region:
@@ -155,7 +216,7 @@ def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
     """
     residual = region.residual
     spacing = float(residual.spacing[0])
-    distance = np.linalg.norm(np.indices(residual.shape) - (len(residual.voxels) - 1) / 2, axis=0) * spacing
+    distance = _distance_mm(residual)
     peak = float(np.percentile(residual.voxels[distance < 0.5 * region.radius_mm], 98))
     above = residual.voxels > max(threshold_hu, 0.6 * peak)
     finding = Finding(as_point(region.center), region.radius_mm, 1.0)

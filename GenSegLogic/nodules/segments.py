@@ -18,7 +18,7 @@ COLORS = ((0.90, 0.25, 0.20), (0.95, 0.65, 0.10), (0.20, 0.60, 0.90), (0.55, 0.3
 SMALLEST_MM3 = 8.0
 """A ball of 2.5 mm: anything smaller is noise."""
 RELATIVE_THRESHOLD = 0.45
-PEAK_REACH_MM = 4.0
+PEAK_REACH_MM = 1.5
 """What is dense blurs beyond its surface: a voxel also needs this part of the peak within this reach (from validation).
 A dense core thus has its own edge, and leaves the ground glass farther out alone."""
 
@@ -62,7 +62,7 @@ def nodules_from_residual(
     for number, finding in enumerate(findings, start=1):
         window = window_around(residual, np.array(finding.center), finding.radius_mm)
         values = residual.voxels[window]
-        above = (values > threshold_hu) & (values > relative * peak_within_reach(values, residual.spacing))
+        above = dense_enough(values, residual.spacing, threshold_hu, relative)
         if lungs is not None:
             above &= lungs.voxels[window] > 0
         free = labels[window] == 0
@@ -84,10 +84,16 @@ def window_around(volume: Volume, center: np.ndarray, radius_mm: float) -> tuple
     return tuple(slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(low, high, volume.shape, strict=True))
 
 
-def peak_within_reach(values: np.ndarray, spacing_ijk: np.ndarray) -> np.ndarray:
-    """At every voxel (K, J, I), the largest value in the box of PEAK_REACH_MM each way."""
-    size = [2 * round(PEAK_REACH_MM / float(step)) + 1 for step in spacing_ijk[::-1]]
-    return ndimage.maximum_filter(values, size)
+def dense_enough(
+    values: np.ndarray,
+    spacing_ijk: np.ndarray,
+    threshold_hu: float,
+    relative: float = RELATIVE_THRESHOLD,
+    reach_mm: float = PEAK_REACH_MM,
+) -> np.ndarray:
+    """Voxels (K, J, I) above the threshold and above a part of the largest value in the box of the reach each way."""
+    size = [2 * round(reach_mm / float(step)) + 1 for step in spacing_ijk[::-1]]
+    return (values > threshold_hu) & (values > relative * ndimage.maximum_filter(values, size))
 
 
 def component_at(

@@ -47,7 +47,7 @@ class NoduleTask(Task):
         maximum=0.95,
     )
     threshold: float = parameter(
-        200.0,
+        125.0,
         "A voxel belongs to a nodule where it is this much denser than without.",
         minimum=10,
         maximum=1000,

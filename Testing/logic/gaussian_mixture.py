@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,35 @@ def exact_map(x: Tensor, mean: Tensor, deviation: float, start: float, end: floa
         return ((1 - t) ** 2 * deviation**2 + t**2) ** 0.5
 
     return (1 - end) * mean + spread(end) / spread(start) * (x - (1 - start) * mean)
+
+
+class Identity(nn.Module):
+    """An autoencoder without loss; counts the voxels that it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoded: list[int] = []
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # networks are asked for their device
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation."""
+        return image, torch.zeros_like(image)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The image."""
+        self.decoded.append(latent.numel())
+        return latent
+
+
+class ExactVelocity(nn.Module):
+    """The closed form behind the interface of MAISI's network."""
+
+    def __init__(self, mixture: GaussianMixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+        self.spacings: list[float] = []
+
+    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor, spacing_tensor: Tensor) -> Tensor:
+        """Velocity of x (1, 1, K, J, I)."""
+        self.spacings.append(float(spacing_tensor[0, 0]))
+        return self.mixture.velocity(x.flatten(1), float(timesteps[0]) / 1000).reshape(x.shape)

@@ -11,43 +11,12 @@ from torch import Tensor, nn
 from GenSegLogic.errors import Cancelled
 from GenSegLogic.nodules.counterfactual import Counterfactual, Guidance, ball, bounding_window, counterfactual
 from GenSegLogic.nodules.models import LatentFlow
-from Testing.logic.gaussian_mixture import GaussianMixture
+from Testing.logic.gaussian_mixture import ExactVelocity, GaussianMixture, Identity
 
 EDGE = 12
 SHAPE = (EDGE,) * 3
 DEVIATION = 0.3
 CENTER = ((EDGE - 1) / 2,) * 3
-
-
-class Identity(nn.Module):
-    """An autoencoder without loss; counts the voxels that it decodes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.decoded: list[int] = []
-
-    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation."""
-        return image, torch.zeros_like(image)
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """The image."""
-        self.decoded.append(latent.numel())
-        return latent
-
-
-class ExactVelocity(nn.Module):
-    """The closed form behind the interface of MAISI's network."""
-
-    def __init__(self, mixture: GaussianMixture) -> None:
-        super().__init__()
-        self.mixture = mixture
-        self.spacings: list[float] = []
-
-    def forward(self, x: Tensor, timesteps: Tensor, class_labels: Tensor, spacing_tensor: Tensor) -> Tensor:
-        """Velocity of x (1, 1, K, J, I)."""
-        self.spacings.append(float(spacing_tensor[0, 0]))
-        return self.mixture.velocity(x.flatten(1), float(timesteps[0]) / 1000).reshape(x.shape)
 
 
 class LinearClassifier(nn.Module):

@@ -16,6 +16,7 @@ from GenSegLogic.flow.interpolant import (
     from_corrected,
     interpolant,
     noise_estimate,
+    renoised,
     score,
     times,
     velocity_target,
@@ -81,6 +82,15 @@ def test_the_exact_velocity_is_the_regression_that_training_solves() -> None:
     for probe in (torch.ones_like(x), x, torch.tanh(x)):
         correlation = (error * probe).mean(0)
         assert float(correlation.abs().max()) < 4 * float((error * probe).std(0).max()) / len(x) ** 0.5
+
+
+@pytest.mark.parametrize(("t", "noisier"), [(0.0, 0.3), (0.4, 0.5), (0.2, 0.9), (0.7, 1.0)])
+def test_renoised_draws_lie_where_the_path_through_their_data_does(t: float, noisier: float) -> None:
+    clean, noise = draws(200_000)
+    fresh = torch.randn(clean.shape, generator=torch.Generator().manual_seed(9), dtype=clean.dtype)
+    rest = renoised(interpolant(clean, noise, t), fresh, t, noisier) - (1 - noisier) * clean
+    torch.testing.assert_close(rest.std(0), torch.full_like(rest.std(0), noisier), rtol=0.01, atol=0)
+    assert float((rest * clean).mean(0).abs().max()) < 0.02
 
 
 def test_the_score_has_no_value_without_noise() -> None:
