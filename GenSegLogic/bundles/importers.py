@@ -340,8 +340,9 @@ IMPORTERS: dict[str, Importer] = {
         bundle_kind="flow",
         description="MAISI's autoencoder and velocity network for CT. They know whole scans on a grid that "
                     "check_maisi_grid accepts, along R, A, S.",
-        image={"modality": "CT", "window_hu": [-1000, 1000], "spacing_mm": None, "orientation": "RAS",
-               "grid": "maisi-ct"},
+        # Spacings and field are GenSeg's choice for nodules; the weights themselves take any spacing.
+        image={"modality": "CT", "window_hu": [-1000, 1000], "spacing_mm": None, "spacings_mm": [0.75, 1.5],
+               "field_voxels": 64, "orientation": "RAS", "grid": "maisi-ct"},
         convert=_convert_maisi_ct,
     ),
     "maisi-rflow-mr": Importer(

@@ -84,7 +84,8 @@ def _load(names: ModelNames) -> Models:
     if names.segmenter is not None:
         loaded = engine.networks(names.segmenter)
         if "segmenter" not in loaded.networks:
-            raise GenSegError(f"{loaded.bundle.name} is a {loaded.bundle.kind}, but the upper bound needs a segmenter.")
+            raise GenSegError(f"{loaded.bundle.name} is a bundle of kind {loaded.bundle.kind}, but the upper "
+                              "bound needs a segmenter.")
         segmenter = loaded.networks["segmenter"]
     return Models(latent_flow(engine.networks(names.flow)), network, segmenter)
 

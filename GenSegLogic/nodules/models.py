@@ -71,12 +71,19 @@ def latent_flow(loaded: LoadedBundle) -> LatentFlow:
     """The flow of a loaded bundle of kind ``flow``.
 
     Raises:
-        GenSegError: if the bundle is of another kind.
+        GenSegError: if the bundle is of another kind, or of another modality than CT.
     """
     metadata = loaded.bundle.metadata
     if loaded.bundle.kind != "flow":
-        raise GenSegError(f"{loaded.bundle.name} is a {loaded.bundle.kind}, but nodules needs a bundle of kind flow.")
+        raise GenSegError(
+            f"{loaded.bundle.name} is a bundle of kind {loaded.bundle.kind}, but nodules needs one of kind flow."
+        )
     image, latent = metadata["image"], metadata["latent"]
+    spacing = image["spacing_mm"]
+    if image["modality"] != "CT" or image["window_hu"] is None:
+        raise GenSegError(
+            f"{loaded.bundle.name} is a flow of {image['modality']}, but nodules needs one of CT with a window in HU."
+        )
     return LatentFlow(
         autoencoder=loaded.networks["autoencoder"],
         velocity_network=loaded.networks["velocity"],
@@ -84,9 +91,26 @@ def latent_flow(loaded: LoadedBundle) -> LatentFlow:
         downsampling=int(latent["downsampling"]),
         window_hu=tuple(image["window_hu"]),
         orientation=image["orientation"],
-        spacings_mm=tuple(image.get("spacings_mm", image["spacing_mm"][:1])),
+        spacings_mm=tuple(image.get("spacings_mm") or (spacing[:1] if spacing else LatentFlow.spacings_mm)),
         field_voxels=int(image.get("field_voxels", 64)),
     )
+
+
+def grid_doubts(loaded: LoadedBundle, flow: LatentFlow) -> list[str]:
+    """One sentence where the published MAISI weights do not know the cubes that nodules are painted in, else none.
+
+    They run there all the same, and whether what they paint is of use nobody has published.
+    """
+    grid = str(loaded.bundle.metadata["image"].get("grid", ""))
+    if not grid.startswith("maisi-"):
+        return []
+    from ..networks.maisi import check_maisi_grid
+
+    try:
+        check_maisi_grid((flow.field_voxels,) * 3, (flow.spacings_mm[0],) * 3, "mr" if grid == "maisi-mr" else "ct")
+    except GenSegError as error:
+        return [f"{str(error).removesuffix('.')}; what {loaded.bundle.name} paints there may be of no use."]
+    return []
 
 
 def nodule_predictor(loaded: LoadedBundle) -> NodulePredictor:
@@ -97,7 +121,9 @@ def nodule_predictor(loaded: LoadedBundle) -> NodulePredictor:
     """
     predictor = loaded.networks.get("predictor")
     if not isinstance(predictor, NodulePredictor):
-        raise GenSegError(f"{loaded.bundle.name} is a {loaded.bundle.kind}, but nodules needs a predictor of nodules.")
+        raise GenSegError(
+            f"{loaded.bundle.name} is a bundle of kind {loaded.bundle.kind}, but nodules needs a predictor of nodules."
+        )
     return predictor
 
 

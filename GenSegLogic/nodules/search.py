@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from ..errors import GenSegError
 from ..networks.predictors import NodulePredictor
 from ..volume import Volume, canonical_grid, resample, resample_like
 from .fields import COARSE_MM, FINE_MM, look, sigmoid
@@ -146,9 +147,19 @@ def _is_apart(point: np.ndarray, others: list[np.ndarray], distance_mm: float) -
 
 
 def _extent(lungs: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high corner (3,) in LPS mm of the box that holds the lungs."""
+    """Low and high corner (3,) in LPS mm of the box that holds the lungs.
+
+    Raises:
+        GenSegError: if they are too small for the grid of the search.
+    """
     shape, affine = canonical_grid(lungs, (COARSE_MM,) * 3)
-    (box,) = ndimage.find_objects((resample(lungs, shape, affine, "nearest", 0).voxels > 0).astype(np.uint8))
+    boxes = ndimage.find_objects((resample(lungs, shape, affine, "nearest", 0).voxels > 0).astype(np.uint8))
+    if not boxes:
+        raise GenSegError(
+            f"{lungs.name}: the lung mask is too small to search, for at {COARSE_MM:g} mm nothing of it is left; give "
+            "a mask of the whole lungs, or seed points."
+        )
+    box = boxes[0]
     corners = np.array([[part.start - 0.5, part.stop - 0.5] for part in box[::-1]]).T
     low, high = corners * np.diag(affine)[:3] + affine[:3, 3]
     return low, high

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .region import Region
 
 LUNG_HU = (-1000.0, -600.0)
+MOST_LABELS = 10
+"""A lung mask may tell lobes and windpipe apart; what holds more values than this is something else, a scan mostly."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,13 @@ class NoduleTask(Task):
         """Results: segmentation and table ``nodules``, volumes ``counterfactual`` and ``residual``.
 
         Raises:
-            GenSegError: if there is no lung, or a seed point lies outside the scan.
+            GenSegError: if there is no lung, the lung mask is none of this scan, or a seed point lies outside the scan.
             Cancelled: within one step of the flow.
         """
         import torch
 
         from .lungs import lung_mask, with_margin
-        from .models import latent_flow, nodule_predictor
+        from .models import grid_doubts, latent_flow, nodule_predictor
         from .search import find_candidates
         from .segments import Finding, as_point
 
@@ -111,14 +113,15 @@ class NoduleTask(Task):
         points = [np.asarray(point, float) for point in self.seed_points]
         for point in points:
             check_inside(image, point)
-        flow = latent_flow(engine.networks(self.bundle))
+        if "lungs" in volumes:
+            check_lungs(volumes["lungs"], image)
+        generative = engine.networks(self.bundle)
+        flow = latent_flow(generative)
         predictor = nodule_predictor(engine.networks(self.predictor))
 
         progress(0.01, "Finding the lungs")
         lungs = volumes.get("lungs")
         if lungs is not None:
-            if not (lungs.voxels > 0).any():
-                raise GenSegError(f"{lungs.name}: the lung mask is empty; leave it out to have the lungs found.")
             lungs = lungs.with_voxels((lungs.voxels > 0).astype(np.uint8))
         elif points:
             lungs = _lungs_or_none(image)
@@ -127,7 +130,7 @@ class NoduleTask(Task):
         # A mask that the user gave is taken at its word; our own is grown to hold what lies against the pleura.
         within = lungs if lungs is None or "lungs" in volumes else with_margin(lungs)
 
-        messages = []
+        messages = grid_doubts(generative, flow)
         candidates: list[tuple[np.ndarray, float | None]]
         if points:
             candidates = [(point, None) for point in points]
@@ -156,7 +159,12 @@ class NoduleTask(Task):
                 # What the search found has been looked at already.
                 self.evidence if probability is None else 0.0, told, number,
             )
-            if region.evidence is not None and region.evidence < self.evidence:
+            if probability is None and within is not None and not holds(within, center):
+                messages.append(
+                    f"The seed point {_place(center)} (LPS mm) lies outside the lungs, and nothing is outlined there; "
+                    "to have it outlined, give a lung mask that includes it (--lungs)."
+                )
+            elif region.evidence is not None and region.evidence < self.evidence:
                 messages.append(self._nothing_seen(center, region.evidence))
             regions.append(region)
             certain = probability if probability is not None else region.evidence
@@ -173,10 +181,10 @@ class NoduleTask(Task):
         return replace(Guidance(), start=self.start, steps=self.steps, strength=self.guidance)
 
     def _nothing_seen(self, center: np.ndarray, probability: float) -> str:
-        place = ", ".join(f"{c:.0f}" for c in center)
         return (
-            f"{self.predictor} sees no nodule at {place} (LPS mm): its probability there is {probability:.2f}, and "
-            f"{self.evidence:g} is asked for (evidence); set it to 0 to outline what is there all the same."
+            f"{self.predictor} sees no nodule at {_place(center)} (LPS mm): its probability there is "
+            f"{probability:.2f}, and {self.evidence:g} is asked for (evidence); set it to 0 to outline what is there "
+            "all the same."
         )
 
     def _results(
@@ -224,6 +232,38 @@ def paint_region(
         progress(step / steps, f"Painting region {number} without a nodule")
 
     return paint_adaptively(image, center, flow, predictor, guidance, generator, threshold, least_evidence, told)
+
+
+def check_lungs(lungs: Volume, image: Volume) -> None:
+    """Raise GenSegError if a volume is no mask (what is above 0 counts as lung), or has no lung inside the scan."""
+    if not (lungs.voxels > 0).any():
+        raise GenSegError(f"{lungs.name}: the lung mask is empty; leave it out to have the lungs found.")
+    values: set[float] = set()
+    for voxels in lungs.voxels:
+        found = np.unique(voxels).astype(float)
+        values.update(found.tolist())
+        fractions = bool((found != np.rint(found)).any())
+        if fractions or len(values) > MOST_LABELS:
+            raise GenSegError(
+                f"{lungs.name} is no lung mask, since it holds "
+                f"{'fractions' if fractions else f'more than {MOST_LABELS} values'}; give a volume that is 0 outside "
+                "the lungs and a whole number inside."
+            )
+    if not (resample_like(lungs, image, "nearest", 0).voxels > 0).any():
+        raise GenSegError(
+            f"{lungs.name}: no voxel of the lung mask lies inside {image.name}; give the mask of this scan, or leave "
+            "it out to have the lungs found."
+        )
+
+
+def holds(mask: Volume, point: np.ndarray) -> bool:
+    """Whether the voxel of ``mask`` at a point in LPS mm is above 0; outside of its grid there is none."""
+    index = np.rint(mask.to_indices(point)).astype(int)[::-1]
+    return bool(((index >= 0) & (index < mask.shape)).all() and mask.voxels[tuple(index)] > 0)
+
+
+def _place(center: np.ndarray) -> str:
+    return ", ".join(f"{c:.0f}" for c in center)
 
 
 def check_inside(image: Volume, point: np.ndarray) -> None:

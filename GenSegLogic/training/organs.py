@@ -62,7 +62,8 @@ def _prior(modality: str, output: Path, minutes: float, seed: int, progress: Pro
     beside = output.with_name(SAM2_BUNDLE)
     sam2_bundle = find_bundle(beside if (beside / METADATA_PATH).is_file() else SAM2_BUNDLE)
     if sam2_bundle.kind != "sam2":
-        raise GenSegError(f"{sam2_bundle.folder} is a {sam2_bundle.kind}, but the priors need a bundle of kind sam2.")
+        raise GenSegError(f"{sam2_bundle.folder} is a bundle of kind {sam2_bundle.kind}, but the priors need one of "
+                          "kind sam2.")
     network = load_bundle(sam2_bundle).networks["sam2"]
     assert isinstance(network, Sam2)  # a bundle of kind sam2 holds one
     train, held_out, left = _phantoms(output, minutes, seed, progress)

@@ -411,7 +411,7 @@ def test_a_bundle_of_another_kind_is_refused(bundles: dict[str, Path]) -> None:
     flow, cnn = str(bundles["chest-flow"]), str(bundles["nodule-cnn"])
     with pytest.raises(GenSegError, match="chest-flow is no predictor that can be evaluated"):
         jobs.load_models(jobs.ModelNames(flow, flow, None, "cpu"))
-    with pytest.raises(GenSegError, match="nodule-cnn is a predictor, but the upper bound needs a segmenter"):
+    with pytest.raises(GenSegError, match="nodule-cnn is a bundle of kind predictor, but the upper bound"):
         jobs.load_models(jobs.ModelNames(flow, cnn, cnn, "cpu"))
 
 

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from GenSegLogic.bundles import cache_folder, find_bundle, write_bundle
+from GenSegLogic.bundles.importers import import_checkpoint
 from GenSegLogic.engine import Engine
 from GenSegLogic.errors import Cancelled, GenSegError
 from GenSegLogic.networks import build
-from GenSegLogic.networks.maisi import MAISI_VELOCITY
+from GenSegLogic.networks.maisi import MAISI_AUTOENCODER, MAISI_VELOCITY
 from GenSegLogic.nodules.measure import COLUMNS
 from GenSegLogic.nodules.segments import Finding, nodules_from_residual
-from GenSegLogic.nodules.task import NoduleTask
+from GenSegLogic.nodules.task import NoduleTask, check_lungs
 from GenSegLogic.phantoms.chest import ChestOptions, make_chest, make_scan
 from GenSegLogic.phantoms.kinds import affine_of
 from GenSegLogic.phantoms.primitives import Scanner
-from GenSegLogic.volume import Volume, resample, write_volume
+from GenSegLogic.volume import Volume, crop, resample, write_volume
 from Testing.logic.grids import ORIENTATIONS, affine_in, draw, soft_ball
 
 FIELD_VOXELS = 16
@@ -227,6 +228,42 @@ def test_cancelling_stops_within_a_step(engine: Engine, phantom: Volume) -> None
     assert len(told) >= 2 * 4 and told == sorted(told) and told[0] == 0 and told[-1] <= 1
 
 
+# Imported weights
+
+
+def import_narrow_maisi(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle by GenSeg's own importer from files in the published form, of the published networks but narrow."""
+    autoencoder = {**MAISI_AUTOENCODER, "num_channels": [4, 4, 4], "num_res_blocks": [1, 1, 1], "norm_num_groups": 4}
+    monkeypatch.setattr("GenSegLogic.networks.maisi.MAISI_AUTOENCODER", autoencoder)
+    monkeypatch.setattr("GenSegLogic.networks.maisi.MAISI_VELOCITY", VELOCITY)
+    files = {"autoencoder": folder / "autoencoder.pt", "velocity": folder / "unet.pt"}
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        torch.save(build("maisi-autoencoder", autoencoder).state_dict(), files["autoencoder"])
+        weights = build("maisi-velocity", VELOCITY).state_dict()
+    torch.save({"unet_state_dict": weights, "scale_factor": torch.tensor(0.9)}, files["velocity"])
+    return import_checkpoint(kind, files, folder / kind).folder
+
+
+def test_an_imported_maisi_paints_and_says_that_its_weights_do_not_know_the_grid(
+    engine: Engine, phantom: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = import_narrow_maisi("maisi-rflow-ct", tmp_path, monkeypatch)
+    results = engine.run(task(bundle=str(folder), seed_points=(CENTER,), steps=1), phantom)
+    assert results.volumes["residual"].voxels.any()
+    [message] = results.messages
+    assert message.startswith("MAISI's CT weights do not know the grid 64 x 64 x 64 voxels of 0.75 x 0.75 x 0.75 mm")
+    assert message.endswith("what maisi-rflow-ct paints there may be of no use.")
+
+
+def test_an_imported_maisi_for_mr_is_refused(
+    engine: Engine, phantom: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = import_narrow_maisi("maisi-rflow-mr", tmp_path, monkeypatch)
+    sentence = refusal(engine, phantom, bundle=str(folder), seed_points=(CENTER,))
+    assert sentence.startswith("maisi-rflow-mr is a flow of MR")
+
+
 # Refusals
 
 
@@ -248,14 +285,51 @@ def test_an_empty_lung_mask_is_refused(engine: Engine, phantom: Volume) -> None:
     assert refusal(engine, {"image": phantom, "lungs": empty}).startswith("lungs.nrrd: the lung mask is empty")
 
 
+def test_a_lung_mask_beside_the_scan_is_refused(engine: Engine, phantom: Volume) -> None:
+    affine = phantom.affine.copy()
+    affine[2, 3] += 500
+    beside = Volume(np.ones(phantom.shape, np.uint8), affine, "lungs.nrrd")
+    sentence = refusal(engine, {"image": phantom, "lungs": beside})
+    assert sentence.startswith("lungs.nrrd: no voxel of the lung mask lies inside phantom.nrrd")
+    assert refusal(engine, {"image": phantom, "lungs": beside}, seed_points=(CENTER,)) == sentence
+
+
+def test_what_is_no_lung_mask_is_refused(engine: Engine, phantom: Volume) -> None:
+    assert "phantom.nrrd is no lung mask, since it holds more than 10 values" in refusal(
+        engine, {"image": phantom, "lungs": phantom})
+    soft = phantom.with_voxels(np.full(phantom.shape, 0.5, np.float32), "soft.nrrd")
+    assert "soft.nrrd is no lung mask, since it holds fractions" in refusal(engine, {"image": phantom, "lungs": soft})
+    lobes = np.ones(phantom.shape, np.float32) * (np.arange(phantom.shape[2]) % 6)
+    check_lungs(phantom.with_voxels(lobes, "lobes.nrrd"), phantom)  # whole numbers, if few, are lobes
+
+
+def test_a_lung_mask_that_is_too_small_to_search_is_refused(engine: Engine, phantom: Volume) -> None:
+    shape = (31, 31, 31)
+    fine = draw(lambda p: np.abs(p - np.array(CENTER)).max(-1) < 0.9 * 0.2, "LPS", (0.2,) * 3, shape, np.uint8)
+    box = crop(fine, (10, 10, 10), (11, 11, 11), 0)
+    scan = resample(phantom, shape, fine.affine, "linear", -1024)
+    assert "mask is too small to search" in refusal(engine, {"image": scan, "lungs": box})
+
+
+def test_a_seed_point_outside_the_lungs_says_so(engine: Engine, phantom: Volume) -> None:
+    lungs = draw(lambda p: np.abs(p - np.array(CENTER)).max(-1) < 12, "oblique", (3.0, 3, 3), (30, 30, 30), np.uint8)
+    outside = (CENTER[0] + 36, CENTER[1], CENTER[2])
+    for evidence in (0.0, 1.0):
+        results = engine.run(task(seed_points=(outside,), evidence=evidence), {"image": phantom, "lungs": lungs})
+        [message] = results.messages
+        assert message.startswith("The seed point 46, -20, 30 (LPS mm) lies outside the lungs") and "--lungs" in message
+        assert results.tables["nodules"] == []
+    assert engine.run(task(seed_points=(CENTER,)), {"image": phantom, "lungs": lungs}).messages == []
+
+
 def test_a_scan_without_lungs_is_refused(engine: Engine) -> None:
     soft = Volume(np.full((20, 20, 20), 40, np.int16), np.diag([2.0, 2, 2, 1]), "brain.nrrd")
     assert refusal(engine, soft).startswith("brain.nrrd: no lung was found")
 
 
 def test_bundles_of_the_wrong_kind_are_refused(engine: Engine, phantom: Volume) -> None:
-    assert "tiny-cnn is a predictor" in refusal(engine, phantom, bundle="tiny-cnn", seed_points=(CENTER,))
-    assert "tiny-flow is a flow" in refusal(engine, phantom, predictor="tiny-flow", seed_points=(CENTER,))
+    assert "tiny-cnn is a bundle of kind pred" in refusal(engine, phantom, bundle="tiny-cnn", seed_points=(CENTER,))
+    assert "tiny-flow is a bundle of kind" in refusal(engine, phantom, predictor="tiny-flow", seed_points=(CENTER,))
 
 
 def test_the_memory_need_grows_with_the_scan_and_the_networks(engine: Engine, phantom: Volume) -> None:
