@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .results import Results
     from .volume import Volume
 
+LARGEST_SEED = 2**31 - 1
+"""What every generator of random numbers takes, and every widget that shows a whole number."""
+
 
 def parameter(
     default: Any,
@@ -53,7 +56,8 @@ class Task:
     title: ClassVar[str] = ""
     inputs: ClassVar[Mapping[str, str]] = {"image": "the scan"}
 
-    seed: int = parameter(0, "Seed of all random numbers; the same seed gives the same result.", minimum=0)
+    seed: int = parameter(0, "Seed of all random numbers; the same seed gives the same result.", minimum=0,
+                          maximum=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         """Check every parameter against its range.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GenSegError
-from ..task import Task, parameter_type
+from ..task import LARGEST_SEED, Task, parameter_type
 
 
 class WrongUse(GenSegError):
@@ -47,9 +47,9 @@ def add_directory_option(parser: argparse.ArgumentParser, default: str | None = 
 
 
 def seed(text: str) -> int:
-    """An argparse type: a whole number from 0 up."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    """An argparse type: a whole number from 0 to LARGEST_SEED."""
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {LARGEST_SEED}")
     return int(text)
 
 

@@ -121,7 +121,8 @@ def test_only_values_of_options_are_joined() -> None:
     ["threshold", "SCAN", "-o", "OUT", "--window", "many"], ["threshold", "SCAN", "-o", "OUT", "--seed-point", "1,2"],
     ["threshold", "SCAN", "-o", "OUT", "--thresh", "3"], ["batch", "nothing", "IN", "-o", "OUT"],
     ["batch", "threshold", "IN", "-o", "OUT", "--workers", "0"], ["train", "nothing"], ["evaluate", "nothing"],
-    ["phantom", "nothing", "-o", "OUT"]])
+    ["phantom", "nothing", "-o", "OUT"], ["phantom", "chest", "-o", "OUT", "--seed", "2147483648"],
+    ["phantom", "chest", "-o", "OUT", "--seed", "\N{SUPERSCRIPT TWO}"]])
 def test_wrong_use_is_2_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path, words: list[str]
 ) -> None:
@@ -137,7 +138,9 @@ def test_wrong_use_is_2_and_writes_nothing(
     ("--noise", "-1", "threshold: noise is -1.0, but must be at least 0."),
     ("--noise", "nan", "threshold: noise is nan, but must be at least 0."),
     ("--mode", "beside", "threshold: mode is 'beside', but must be one of above, below."),
-    ("--seed", "-3", "threshold: seed is -3, but must be at least 0.")])
+    ("--seed", "-3", "threshold: seed is -3, but must be between 0 and 2147483647."),
+    ("--seed", "99999999999999999999999",
+     "threshold: seed is 99999999999999999999999, but must be between 0 and 2147483647.")])
 def test_a_value_out_of_range_is_2_with_the_range(
     capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path, option: str, value: str, sentence: str
 ) -> None:
