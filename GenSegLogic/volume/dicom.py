@@ -15,13 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import GenSegError
-from .grid import SHEAR_LIMIT, Volume, shear
+from .grid import SHEAR_LIMIT, Volume, scale_problem, shear
 
 if TYPE_CHECKING:
     import SimpleITK
 
 STEP_TOLERANCE = 0.05
 """How far, in slice steps, a slice may lie from its place in an even stack: rounding in the header, not a gap."""
+
+AXES_TOLERANCE = 2e-3
+"""How far the products of two unit vectors at right angles may be from 1 and 0: rounding in the header."""
+
+_ANY_CLASS = re.compile(rb"\x02\x00\x02\x00UI..1\.2\.", re.DOTALL)
+"""A file's SOP class (0002,0002), whichever."""
 
 _IMAGE_CLASSES = re.compile(
     rb"\x02\x00\x02\x00UI..1\.2\.840\.10008\.5\.1\.4\.1\.1\.(2|4|128)(\.1|\.2)?\x00?\x02", re.DOTALL
@@ -62,12 +68,15 @@ def read_dicom_folder(folder: Path, series: str | int | None = None) -> Volume:
         GenSegError: if there is no such series, or it is not one straight, even stack of scalar slices.
     """
     groups: dict[str, list[_Slice]] = {}
+    others: list[Path] = []
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             path = Path(parent) / name
             header = _read_header(path) if path.is_file() else None  # a named pipe would never end
-            if header is not None and header.modality != "SEG":
+            if header is None:
+                others.append(path)
+            elif header.modality != "SEG":
                 groups.setdefault(header.series, []).append(header)
     if not groups:
         raise GenSegError(f"{folder} holds no DICOM images; give a folder of DICOM slices, or an image file.")
@@ -88,6 +97,13 @@ def read_dicom_folder(folder: Path, series: str | int | None = None) -> Volume:
                 "choose another by its number or UID."
             )
     where = str(folder) if len(groups) == 1 else f"{folder}, series {uid or 'without UID'},"
+    extensions = {header.path.suffix.lower() for header in groups[uid]} - {""}
+    if damaged := [path for path in others if _may_be_a_slice(path, extensions)]:
+        rest = f" and {len(damaged) - 1} more in {folder}" if len(damaged) > 1 else ""
+        repairs.append(
+            f"{damaged[0]}{rest} cannot be read and may be damaged slices: what was read lacks them; copy the series "
+            "again."
+        )
     volume = _read_stack(where, groups[uid], repairs)
     return Volume(volume.voxels, volume.affine, folder.name or str(folder), volume.metadata)
 
@@ -152,8 +168,8 @@ def _read_stack(where: str, slices: list[_Slice], repairs: list[str]) -> Volume:
         slices, affine = _stack(where, slices)
     if min(*first.size[:2], sum(header.size[2] for header in slices)) < 2:
         raise GenSegError(f"{where} holds a single slice, but must hold a volume; choose another series.")
-    if not np.isfinite(affine).all() or (np.linalg.norm(affine[:3, :3], axis=0) == 0).any():
-        raise GenSegError(f"{where} gives a voxel size of zero or a position that is no number; export it again.")
+    if problem := scale_problem(affine):
+        raise GenSegError(f"{where} {problem}; export it again.")
     if shear(affine) > SHEAR_LIMIT:
         raise GenSegError(f"{where} has image axes that are not at right angles; export the original series.")
 
@@ -262,7 +278,7 @@ def _read_header(path: Path) -> _Slice | None:
         affine[:3, :3] = direction * reader.GetSpacing()
         affine[:3, 3] = reader.GetOrigin()
     # Frames carry their positions in sequences that SimpleITK does not show: GDCM's defaults mean that it found none.
-    placed = bool(field("0020|0032") and field("0020|0037"))
+    placed = _is_placed(field("0020|0032"), field("0020|0037"))
     if size[2] > 1 and not placed:
         placed = not np.array_equal(affine, np.diag(np.diag(affine)))
     return _Slice(
@@ -278,6 +294,34 @@ def _read_header(path: Path) -> _Slice | None:
         affine=affine,
         placed=placed,
     )
+
+
+def _may_be_a_slice(path: Path, extensions: set[str]) -> bool:
+    """Whether a file that is no DICOM image may be what is left of one.
+
+    It is where it is empty or all zeros, is DICOM but ends before it says of what, or has the name of a slice.
+    """
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(1024)
+    if start[128:132] == b"DICM":
+        return not _ANY_CLASS.search(start)  # reports, plans and directories are DICOM, too, and say so
+    return not start.strip(b"\0") or path.suffix.lower() in extensions
+
+
+def _is_placed(position: str, orientation: str) -> bool:
+    """Whether the texts of ImagePositionPatient and ImageOrientationPatient are three numbers and two unit vectors at
+    right angles: GDCM reads anything else as an axial slice at the origin."""
+    try:
+        place = np.array([float(word) for word in position.split("\\")])
+        axes = np.array([float(word) for word in orientation.split("\\")])
+    except ValueError:
+        return False
+    if place.shape != (3,) or axes.shape != (6,) or not np.isfinite([*place, *axes]).all():
+        return False
+    products = axes.reshape(2, 3) @ axes.reshape(2, 3).T
+    return bool(np.abs(products - np.eye(2)).max() < AXES_TOLERANCE)
 
 
 def _common_type(slices: Sequence[_Slice]) -> np.dtype:

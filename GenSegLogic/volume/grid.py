@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 SHEAR_LIMIT = 1e-3
 """Largest cosine between two axes that still counts as rounding of the header (0.06 degrees)."""
 
+VOXEL_MM = (0.01, 100.0)
+"""Voxel sizes that a medical scan may have; others are metres or micrometres that were written as mm."""
+FARTHEST_MM = 1e6
+"""How far from the patient's origin a scan may lie."""
+
 
 @dataclass(frozen=True)
 class Volume:
@@ -215,6 +220,19 @@ def geometry(affine: np.ndarray) -> tuple[list[float], list[float], list[float]]
     if shear(affine) > SHEAR_LIMIT:
         raise ValueError("the affine is sheared")
     return np.asarray(affine, float)[:3, 3].tolist(), spacing.tolist(), direction.ravel().tolist()
+
+
+def scale_problem(affine: np.ndarray) -> str:
+    """What is wrong with the size and place of a grid (affine 4x4, ijk -> LPS mm) that a file gives; "" if nothing."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (spacing == 0).any():
+        return "gives a voxel size of zero or a position that is no number"
+    if spacing.min() < VOXEL_MM[0] or spacing.max() > VOXEL_MM[1]:
+        size = " x ".join(f"{mm:.4g}" for mm in spacing)
+        return f"gives voxels of {size} mm, but they must measure from {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm"
+    if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+        return "gives a position of more than a kilometre from the patient"
+    return ""
 
 
 def shear(affine: np.ndarray) -> float:

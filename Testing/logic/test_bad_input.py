@@ -92,7 +92,7 @@ def test_detached_voxels_missing_or_short(tmp_path: Path, capfd: pytest.CaptureF
         f"NRRD0004\n{STRAIGHT}space directions: (1,0,0) (0,1,0) (0,0,1)\n"
         "endian: little\nencoding: raw\ndata file: no.raw\n"
     )
-    refuse(tmp_path / "scan.nhdr", "", capfd)
+    assert "no.raw" in refuse(tmp_path / "scan.nhdr", "not beside it", capfd)
 
 
 @pytest.mark.parametrize("name", ["text.nii.gz", "text.nrrd", "text.mha", "text.dcm", "text.nii", "text.txt", "text"])
@@ -370,6 +370,92 @@ def test_a_truncated_slice_is_named(tmp_path: Path, kept: float, capfd: pytest.C
     assert str(last) in message
     refuse(last, "", capfd)
     refuse(folder / "2.dcm", "single DICOM slice", capfd)
+
+
+def put(path: Path, tag: tuple[int, int], text: str) -> None:
+    """Change a text in a DICOM file of implicit value representations to one of the same length or shorter."""
+    content = bytearray(path.read_bytes())
+    start = content.index(struct.pack("<HH", *tag)) + 8
+    length = struct.unpack_from("<I", content, start - 4)[0]
+    content[start : start + length] = text.ljust(length).encode()
+    assert len(content) == path.stat().st_size
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("tag", "text"),
+    [
+        ((0x20, 0x37), r"1\0\0\0\0\0"),
+        ((0x20, 0x37), r"1\0\0\1\0\0"),
+        ((0x20, 0x37), r"2\0\0\0\1\0"),
+        ((0x20, 0x37), r"1\0\0\0\1"),
+        ((0x20, 0x37), "sagittal"),
+        ((0x20, 0x32), r"0\0"),
+        ((0x20, 0x32), r"\\"),
+    ],
+)
+def test_slices_whose_place_is_no_place(
+    tmp_path: Path, tag: tuple[int, int], text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    put(folder / "3.dcm", tag, text)
+    refuse(folder, "does not say where its slices lie", capfd)
+
+
+@pytest.mark.parametrize("left", [0, 40, 140, "zeros"])
+def test_what_may_be_a_damaged_slice_is_named(
+    tmp_path: Path, left: int | str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    last = folder / "5.dcm"  # without it the stack is even
+    last.write_bytes(bytes(3000) if left == "zeros" else last.read_bytes()[: int(left)])
+    if left != 40:  # such a stub shows by nothing but its name
+        last = last.rename(folder / "IM0006")
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".nomedia").touch()
+    volume = read_volume(folder)
+    assert volume.shape[0] == 5
+    [repair] = volume.metadata["repairs"]
+    assert_is_one_sentence(repair, last)
+    assert repair.startswith(f"{last} cannot be read") and "copy the series again" in repair
+    (folder / "empty").touch()
+    assert f" and 1 more in {folder} cannot be read" in read_volume(folder).metadata["repairs"][0]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [
+    (0.001, "0.001 x 1 x 1 mm"), (150.0, "150 x 1 x 1 mm"), (1e-30, "mm, but they must measure from 0.01 to 100 mm"),
+])
+def test_voxels_of_a_size_that_no_scan_has(tmp_path: Path, spacing: float, expected: str) -> None:
+    for extension in (".nrrd", ".mha", ".nii"):
+        image = SimpleITK.GetImageFromArray(scan().voxels)
+        image.SetSpacing((spacing, 1, 1))
+        SimpleITK.WriteImage(image, str(tmp_path / f"scan{extension}"))
+        refuse(tmp_path / f"scan{extension}", expected)
+
+
+def test_positions_that_no_scan_has(tmp_path: Path) -> None:
+    def far(image: SimpleITK.Image, k: int) -> None:
+        image.SetOrigin((2e6, 0, 2.0 * k))
+
+    write_dicom(tmp_path / "series", far)
+    refuse(tmp_path / "series", "position of more than a kilometre")
+    image = SimpleITK.GetImageFromArray(scan().voxels)
+    image.SetOrigin((0, -2e6, 0))
+    SimpleITK.WriteImage(image, str(tmp_path / "scan.nrrd"))
+    refuse(tmp_path / "scan.nrrd", "position of more than a kilometre")
+
+
+@pytest.mark.parametrize("directions", [
+    "none (0,1,0) (0,0,1)", "(1,0,0) (0,1,0) none", "(nan,nan,nan) (0,1,0) (0,0,1)",
+])
+def test_an_nrrd_axis_without_a_direction(
+    tmp_path: Path, directions: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nrrd(tmp_path / "scan.nrrd", f"{STRAIGHT}space directions: {directions}\n", bytes(240))
+    refuse(tmp_path / "scan.nrrd", "how large its voxels are along every axis", capfd)
 
 
 @needs_real_scans
