@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import tempfile
 import traceback
@@ -13,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 import GenSegLogic
 from GenSegLogic.anatomy import ORGANS
-from GenSegLogic.bundles import find_bundle, list_bundles
+from GenSegLogic.bundles import find_bundle
 from GenSegLogic.bundles.bundle import is_name
-from GenSegLogic.bundles.folders import cached_bundles_folder
-from GenSegLogic.bundles.registry import read_registry
-from GenSegLogic.datasets.labels import organ_named
+from GenSegLogic.bundles.folders import cached_bundles_folder, is_taken
+from GenSegLogic.datasets.labels import organ_coded, organ_named
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.organs.diffusam.task import AUTO, BUNDLES, modality_of
 from GenSegLogic.volume import Volume
@@ -34,20 +35,26 @@ PREPARING_MILLISECONDS, LEARNING_MILLISECONDS = 10, 500  # between two looks at 
 
 
 def marked_organs(image: Any, segmentation: Any) -> dict[str, int]:
-    """Segment -> number of ORGANS, of the segments that are named after organs.
+    """Segment -> number of ORGANS, of the segments that are organs by their terminology or their name.
 
     Raises:
         GenSegError: if there is none.
     """
     segments = segmentation.GetSegmentation()
-    named = {segment_id: organ_named(segments.GetSegment(segment_id).GetName())
-             for segment_id in segments.GetSegmentIDs()}
-    found = {segment_id: ORGANS[organ].label for segment_id, organ in named.items() if organ is not None}
+    organs = {segment_id: organ_of_segment(segments.GetSegment(segment_id)) for segment_id in segments.GetSegmentIDs()}
+    found = {segment_id: ORGANS[organ].label for segment_id, organ in organs.items() if organ is not None}
     if not found:
         raise GenSegError(_("{name} marks no organ on {scan}: name its segments {organs}.").format(
             name=segmentation.GetName(), scan=image.GetName(),
             organs=", ".join(organ.title for organ in ORGANS.values())))
     return found
+
+
+def organ_of_segment(segment: Any) -> str | None:
+    """The organ that a segment is, by its terminology, else by its name."""
+    tag = vtk.reference("")
+    segment.GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), tag)
+    return organ_coded(str(tag)) or organ_named(segment.GetName())
 
 
 def filling(labels: np.ndarray, image: Any, segmentation: Any) -> Iterator[None]:
@@ -82,7 +89,7 @@ def check_name(name: str) -> None:
     """Raise GenSegError unless a new bundle may be called so: neither a bundle nor published weights, nor ``auto``."""
     if not is_name(name):
         raise GenSegError(_("Choose a new name of lower-case letters, digits and dashes for the adapted model."))
-    if name == AUTO or name in read_registry() or name in [bundle.name for bundle in list_bundles()]:
+    if is_taken(name):
         raise GenSegError(_("The name {name} is taken: choose another one for the adapted model.").format(name=name))
 
 
@@ -128,7 +135,7 @@ class Adaptation:
         request = {"source": find_bundle(BUNDLES[modality_of(scans[0])] if source == AUTO else source).name,
                    "minutes": minutes, "seed": seed, "device": device, "source_free": sourceFree,
                    "output": str(cached_bundles_folder() / name)}
-        self.state = "preparing"
+        self.state, self._output = "preparing", Path(request["output"])
         self._onProgress, self._onFinished, self._onFailed = onProgress, onFinished, onFailed
         self._folder = tempfile.TemporaryDirectory(dir=slicer.app.temporaryPath, ignore_cleanup_errors=True)
         self._said, self._log = Path(self._folder.name, "said.txt"), Path(self._folder.name, "log.txt")
@@ -146,6 +153,10 @@ class Adaptation:
         """Stop at once; no bundle is written and nobody is called."""
         if not self.finished:
             self._end("cancelled")
+            # The name was free, so all that is there of it is what the process had begun to write, or had just written.
+            shutil.rmtree(self._output, ignore_errors=True)
+            for partial in self._output.parent.glob(f".{self._output.name}.*"):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def poll(self) -> None:
         """Go on writing the cases, or look how far the learning is; called by the timer."""

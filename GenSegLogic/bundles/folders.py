@@ -108,6 +108,17 @@ def _not_found(wanted: str, names: list[str]) -> str:
     return f"There is no bundle {wanted!r}; there are {known}."
 
 
+def is_taken(name: str, folder: Path | None = None) -> bool:
+    """Whether a new bundle of that name would hide another one or be hidden by it: a bundle that is here, published
+    weights, or ``auto``, by which tasks choose.
+
+    Args:
+        folder: where the new bundle goes; one that lies there already is replaced and hides nothing.
+    """
+    others = {bundle.name for bundle in list_bundles() if folder is None or bundle.folder.resolve() != folder.resolve()}
+    return name == "auto" or name in read_registry() or name in others
+
+
 def is_shipped(bundle: Bundle) -> bool:
     """Whether the bundle came with GenSeg."""
     return bundle.folder.resolve().parent == shipped_folder().resolve()

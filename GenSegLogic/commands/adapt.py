@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundles.bundle import METADATA_PATH, is_name
+from ..bundles.folders import is_taken
 from ..errors import GenSegError
 from .console import Console
 from .options import WrongUse, checked_directory, positive, seed
@@ -20,6 +21,8 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
                         help="folder of the new bundle; its last part is the bundle's name")
     parser.add_argument("--image", metavar="IMAGE", type=Path, action="append", required=True,
                         help="a scan to learn from: a file or a DICOM folder; give it again for further cases")
+    parser.add_argument("--series", metavar="TEXT",
+                        help="which series of a DICOM folder: its UID or number (default: the largest)")
     parser.add_argument("--labels", metavar="FILE", type=Path, action="append", default=[],
                         help="its labels, one for each --image in the same order: a .seg.nrrd or a label volume")
     parser.add_argument("--numbers", metavar="TEXT",
@@ -51,8 +54,9 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
     numbers = None if arguments.numbers is None else numbers_from(arguments.numbers)
     device = Engine(arguments.device).device
-    images = [read_volume(path) for path in arguments.image]
-    labels = [None] * len(images) if arguments.source_free else [read_labels(p, numbers) for p in arguments.labels]
+    images = [read_volume(path, arguments.series) for path in arguments.image]
+    labels = [None] * len(images) if arguments.source_free else [
+        read_labels(path, numbers, image) for path, image in zip(arguments.labels, images, strict=True)]
     name = BUNDLES[modality_of(images[0])] if arguments.bundle == AUTO else arguments.bundle
     source = find_bundle(name)
 
@@ -80,6 +84,9 @@ def _checked_output(path: Path) -> Path:
     if not is_name(path.name):
         raise GenSegError(f"{path.name!r} cannot name a bundle: choose a folder named in lower-case letters, "
                           "digits and dashes.")
+    if is_taken(path.name, path):
+        raise GenSegError(f"The name {path.name} is taken, and --bundle {path.name} would find the other one: choose "
+                          "a folder of another name.")
     if path.exists() and any(path.iterdir()) and not (path / METADATA_PATH).is_file():
         raise GenSegError(f"{path} holds something other than a bundle: choose another folder.")
     return path

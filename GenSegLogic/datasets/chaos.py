@@ -87,7 +87,7 @@ def _read_truth(path: Path, shape: tuple[int, ...], values: dict[str, tuple[int,
         raise GenSegError(f"{path} is not a PNG picture; unpack CHAOS again.") from error
     if grey.shape != shape:
         raise GenSegError(f"{path} has {grey.shape} pixels, but its scan {shape}; unpack CHAOS again.")
-    if grey.max() == 1:  # some tools save masks as one bit
+    if values is CT_VALUES and grey.max() == 1:  # some tools save masks as one bit
         grey = grey.astype(np.uint8) * 255
     labels = np.zeros(shape, np.uint8)
     for name, (low, high) in values.items():

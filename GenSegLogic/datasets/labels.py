@@ -10,7 +10,7 @@ import numpy as np
 
 from ..anatomy import LEFT, ORGANS, RIGHT
 from ..errors import GenSegError
-from ..volume import Volume, read_volume
+from ..volume import Volume, read_volume, resample_like
 
 NUMBERS: dict[str, dict[int, str]] = {
     "btcv": {organ.label: organ.name for organ in ORGANS.values()},
@@ -60,23 +60,31 @@ def organ_named(text: str) -> str | None:
     return next((name for name in ORGANS if set(name.split("_")) == wanted), None)
 
 
-def read_labels(path: Path, numbers: Mapping[int, str] | None = None) -> Volume:
+def read_labels(path: Path, numbers: Mapping[int, str] | None = None, scan: Volume | None = None) -> Volume:
     """Labels with the numbers of ORGANS, uint8.
 
     Args:
         path: a ``.seg.nrrd`` of 3D Slicer, whose segments are known by terminology or name, or a label volume.
         numbers: label value -> organ, for label volumes; None: the numbers of BTCV, which are ours.
+        scan: what a ``.seg.nrrd`` belongs to. Slicer may save a segmentation on a part of the scan's grid, or on one
+            of its own; it comes back on the scan's. None: as it is.
 
     Raises:
         GenSegError: if the file cannot be read, or holds none of our organs.
     """
     path = Path(path)
-    labels = read_volume(path)
-    if path.name.lower().endswith(".seg.nrrd"):
-        numbers = _segments(labels)
-        if not numbers:
-            raise GenSegError(f"{path} has no segment that is named after an organ; name them {', '.join(ORGANS)}.")
-    return renumber(labels, NUMBERS["btcv"] if numbers is None else numbers, str(path))
+    if not path.name.lower().endswith(".seg.nrrd"):
+        return renumber(read_volume(path), NUMBERS["btcv"] if numbers is None else numbers, str(path))
+    first = read_volume(path, layer=0)
+    segments = _segments(first)
+    if not segments:
+        raise GenSegError(f"{path} has no segment that is named after an organ; name them {', '.join(ORGANS)}.")
+    labels = first.with_voxels(np.zeros(first.shape, np.uint8))
+    for layer in sorted({layer for layer, _, _ in segments}):  # segments that overlap lie in layers of their own
+        voxels = read_volume(path, layer=layer).voxels
+        for _, value, organ in (segment for segment in segments if segment[0] == layer):
+            labels.voxels[voxels == value] = ORGANS[organ].label
+    return labels if scan is None else resample_like(labels, scan, "nearest", fill=0)
 
 
 def renumber(labels: Volume, numbers: Mapping[int, str], where: str) -> Volume:
@@ -103,20 +111,21 @@ def renumber(labels: Volume, numbers: Mapping[int, str], where: str) -> Volume:
     return labels.with_voxels(renumbered)
 
 
-def _segments(labels: Volume) -> dict[int, str]:
-    """Label value -> organ of the segments in the header of a ``.seg.nrrd``."""
-    numbers = {}
+def _segments(labels: Volume) -> list[tuple[int, int, str]]:
+    """Layer, label value and organ of the segments in the header of a ``.seg.nrrd``."""
+    segments = []
     for key, name in labels.metadata.items():
         if not (match := re.fullmatch(r"(Segment\d+)_Name", key)):
             continue
-        organ = _organ_coded(str(labels.metadata.get(f"{match[1]}_Tags", ""))) or organ_named(str(name))
+        organ = organ_coded(str(labels.metadata.get(f"{match[1]}_Tags", ""))) or organ_named(str(name))
         value = str(labels.metadata.get(f"{match[1]}_LabelValue", ""))
-        if organ is not None and value.isdigit():
-            numbers[int(value)] = organ
-    return numbers
+        layer = str(labels.metadata.get(f"{match[1]}_Layer", "0"))
+        if organ is not None and value.isdigit() and layer.isdigit():
+            segments.append((int(layer), int(value), organ))
+    return segments
 
 
-def _organ_coded(tags: str) -> str | None:
+def organ_coded(tags: str) -> str | None:
     """The organ that Slicer's terminology tag names, None if it is none of ours or has no side where it needs one."""
     for organ in ORGANS.values():
         sides = [side for side in (LEFT, RIGHT) if f"^{side.value}^" in tags]

@@ -17,9 +17,10 @@ import numpy as np
 
 from ..errors import GenSegError
 from .dicom import read_dicom_file, read_dicom_folder
-from .grid import SHEAR_LIMIT, Volume, shear, to_image
+from .grid import SHEAR_LIMIT, Volume, scale_problem, shear, to_image
 from .meta_image import check_meta_image
 from .nifti import check_nifti_grid, check_nifti_voxels, read_nifti_header
+from .nrrd import check_nrrd_axes, read_nrrd_header
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -34,7 +35,9 @@ CT_AIR_HU = -1024
 """What padding is set to: the lowest value of the 12-bit CT scale, air."""
 
 
-def read_volume(path: str | os.PathLike[str], series: str | int | None = None) -> Volume:
+def read_volume(
+    path: str | os.PathLike[str], series: str | int | None = None, layer: int | None = None
+) -> Volume:
     """Read a file (NRRD, NIfTI, MetaImage, multi-frame DICOM) or a folder of DICOM slices.
 
     The data type of the file is kept as long as it is small: 32- and 64-bit integers become int16 or int32 where their
@@ -43,6 +46,8 @@ def read_volume(path: str | os.PathLike[str], series: str | int | None = None) -
     Args:
         path: file or folder; folders are searched with their sub-folders.
         series: which DICOM series to take from a folder: its UID, or its series number; None takes the largest.
+        layer: which number to take of a file that has several per voxel, as segmentations do whose segments overlap;
+            None refuses such a file.
 
     Returns:
         the volume; ``metadata["repairs"]`` lists, one sentence each, what was repaired or is doubtful;
@@ -63,7 +68,7 @@ def read_volume(path: str | os.PathLike[str], series: str | int | None = None) -
             with path.open("rb") as file:
                 if not file.read(1):
                     raise GenSegError(f"{path} is an empty file; copy it again.")
-            volume = _read_file(path)
+            volume = _read_file(path, layer)
         else:
             raise GenSegError(f"{path} does not exist; check the path.")
     except OSError as error:
@@ -118,7 +123,7 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], header: Mapping[s
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_file(path: Path) -> Volume:
+def _read_file(path: Path, layer: int | None) -> Volume:
     import SimpleITK
 
     reader = SimpleITK.ImageFileReader()
@@ -132,6 +137,7 @@ def _read_file(path: Path) -> Volume:
     if kind == "MetaImageIO":
         check_meta_image(path)
     nifti = read_nifti_header(path) if kind == "NiftiImageIO" else None
+    nrrd = read_nrrd_header(path) if kind == "NrrdImageIO" else None
     reader.ReadImageInformation()
     size = list(reader.GetSize())
     while len(size) > 3 and size[-1] == 1:
@@ -149,15 +155,19 @@ def _read_file(path: Path) -> Volume:
     pixel_type = reader.GetPixelID()
     if pixel_type in (SimpleITK.sitkComplexFloat32, SimpleITK.sitkComplexFloat64):
         raise GenSegError(f"{path} holds complex numbers, but must hold one real number per voxel; give its magnitude.")
-    if reader.GetNumberOfComponents() != 1:
+    if layer is not None and layer >= reader.GetNumberOfComponents():
+        raise GenSegError(f"{path} has no layer {layer}, though its header names one; save it again.")
+    if layer is None and reader.GetNumberOfComponents() != 1:
         raise GenSegError(
             f"{path} holds {reader.GetNumberOfComponents()} numbers per voxel (colour or vectors), but must hold one; "
             "convert it to a scalar volume."
         )
+    if nrrd is not None:
+        check_nrrd_axes(path, nrrd)
     # From the header, since ITK would straighten or refuse in its own words when it reads the voxels.
     affine = _affine(reader, len(reader.GetSize()))
-    if not np.isfinite(affine).all() or (np.linalg.norm(affine[:3, :3], axis=0) == 0).any():
-        raise GenSegError(f"{path} gives a voxel size of zero or a position that is no number; correct its header.")
+    if problem := scale_problem(affine):
+        raise GenSegError(f"{path} {problem}; correct its header.")
     if shear(affine) > SHEAR_LIMIT:
         raise GenSegError(
             f"{path} has a sheared grid (its axes are not at right angles); resample it to a straight one."
@@ -182,6 +192,8 @@ def _read_file(path: Path) -> Volume:
             metadata["modality"] = modality
     reader.SetExtractSize(size + [0] * (len(reader.GetSize()) - 3))
     voxels = SimpleITK.GetArrayFromImage(reader.Execute())
+    if voxels.ndim == 4:
+        voxels = np.ascontiguousarray(voxels[..., layer])
     if bad is not None:
         voxels[bad.reshape(voxels.shape)] = np.nan  # back to what the file says
     return Volume(voxels, affine, path.name, metadata)

@@ -18,7 +18,8 @@ from GenSegLogic.datasets.organ_cases import read_numbered
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.results import Segmentation
 from GenSegLogic.segmentation_file import write_segmentation
-from GenSegLogic.volume import Volume, geometry, write_volume
+from GenSegLogic.volume import Volume, crop, geometry, write_volume
+from GenSegLogic.volume.grid import to_image
 from Testing.logic.grids import affine_in
 
 SHAPE = (6, 14, 12)
@@ -88,6 +89,38 @@ def test_slicers_segments_are_known_by_terminology_and_by_name(tmp_path: Path) -
     assert found.voxels.dtype == np.uint8 and np.array_equal(found.voxels, expected)
     write_segmentation(Segmentation(labels, (other,)), tmp_path / "none.seg.nrrd")
     assert "no segment that is named after an organ" in refused(lambda: read_labels(tmp_path / "none.seg.nrrd"))
+
+
+def test_segmentations_of_slicer_in_layers_or_on_a_part_of_the_grid(tmp_path: Path) -> None:
+    """Slicer saves segments that overlap, or were imported one by one, in layers, and may crop to what is marked."""
+    fields = {"Segment0_Name": "Liver", "Segment0_LabelValue": "1", "Segment0_Layer": "0",
+              "Segment1_Name": "Spleen", "Segment1_LabelValue": "1", "Segment1_Layer": "1"}
+    image = scan()
+    layers = np.zeros((*SHAPE, 2), np.uint8)
+    layers[1, :, :, 0] = layers[1:3, 4:, :, 1] = 1
+    path = tmp_path / "layers.seg.nrrd"
+    write_layers(layers, image, fields, path)
+    expected = np.where(layers[..., 1] > 0, ORGANS["spleen"].label, ORGANS["liver"].label * layers[..., 0])
+    assert np.array_equal(read_labels(path).voxels, expected)
+    part = crop(image, (0, 2, 1), (SHAPE[2], SHAPE[1] - 2, 3))
+    write_layers(layers[1:4, 2:], part, fields, path)
+    found = read_labels(path, scan=image)
+    assert found.shape == image.shape and np.array_equal(found.voxels[1:4, 2:], expected[1:4, 2:])
+    assert not found.voxels[:, :2].any()
+    write_layers(layers, image, {**fields, "Segment1_Layer": "2"}, path)
+    assert "has no layer 2" in refused(lambda: read_labels(path))
+
+
+def write_layers(layers: np.ndarray, grid: Volume, fields: dict[str, str], path: Path) -> None:
+    """A NRRD of several numbers per voxel (k, j, i, n), as Slicer writes layers."""
+    picture = SimpleITK.GetImageFromArray(layers, isVector=True)
+    reference = to_image(grid)
+    picture.SetOrigin(reference.GetOrigin())
+    picture.SetSpacing(reference.GetSpacing())
+    picture.SetDirection(reference.GetDirection())
+    for key, value in fields.items():
+        picture.SetMetaData(key, value)
+    SimpleITK.WriteImage(picture, str(path))
 
 
 def test_label_volumes_are_renumbered(tmp_path: Path) -> None:

@@ -370,10 +370,16 @@ def test_learning_without_labels_ends_with_a_bundle_that_says_so(panel, abdomen)
     assert panel.knownOrgans() == tuple(learned.metadata["organs"]) == tuple(find_bundle(PRIOR).metadata["organs"])
 
 
-def test_a_segmentation_without_an_organs_name_is_refused(panel, abdomen, marked):
-    segmentation = marked.GetSegmentation()
-    for index in range(2):
-        segmentation.GetNthSegment(index).SetName(f"Segment_{index}")
+def test_a_segmentation_without_an_organs_name_or_terminology_is_refused(panel, abdomen, marked):
+    from GenSegPanel.adaptation import marked_organs
+
+    segments = [marked.GetSegmentation().GetNthSegment(index) for index in range(2)]
+    for segment in segments:
+        segment.SetName("Leber")
+    organs = marked_organs(abdomen, marked)
+    assert list(organs.values()) == [ORGANS["liver"].label, ORGANS["spleen"].label]
+    for segment in segments:
+        segment.RemoveTag(slicer.vtkSegment.GetTerminologyEntryTagName())
     add_case(panel, abdomen, marked)
     panel.ui.adaptButton.click()
     assert "Marked marks no organ on Abdomen" in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
