@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from GenSegLogic.bundles import find_bundle, load_bundle
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.networks.sam2 import Features, Sam2
 from GenSegLogic.organs.diffusam import adapt as adaptation
+from GenSegLogic.organs.diffusam import learning
 from GenSegLogic.organs.diffusam.adapt import adapt
 from GenSegLogic.organs.diffusam.canonical import CanonicalGrid
 from GenSegLogic.organs.diffusam.learning import LabelledScan, batches, drawing_loss, pick, reading_loss
 from GenSegLogic.organs.diffusam.models import OrganModels, organ_models
 from GenSegLogic.organs.diffusam.prior import new_prior, sample, select_organs
 from GenSegLogic.organs.diffusam.propagate import segment
-from GenSegLogic.organs.diffusam.self_training import agreed, equalised, inverted, pseudo_label
+from GenSegLogic.organs.diffusam.self_training import agreed, by_certainty, equalised, pseudo_label, shown
 from GenSegLogic.phantoms.abdomen import AbdomenPhantom, abdomen_phantom
 from GenSegLogic.volume import Volume
 
@@ -282,8 +284,33 @@ def test_what_a_case_does_not_label_is_not_learned_as_absent(models: OrganModels
     scans, learned = adaptation._labelled([only("liver"), only("left_kidney", "liver")], models, None)
     assert learned == ("left_kidney", "liver")
     assert [scan.known[0].tolist() for scan in scans] == [[0, 1], [1, 1]]
-    # Of three cases the last is held out: an organ that it alone labels is not learned.
-    assert adaptation._labelled([only("liver"), only("liver"), only("left_kidney")], models, None)[1] == ("liver",)
+
+
+def test_a_case_is_held_out_only_if_the_others_have_its_organs(models: OrganModels, phantom: AbdomenPhantom) -> None:
+    def held_out(*cases: str) -> int | None:
+        labels = [phantom.labels.with_voxels(np.where(phantom.labels.voxels == ORGANS[name].label,
+                                                      phantom.labels.voxels, 0)) for name in cases]
+        scans, learned = adaptation._labelled([(phantom.image, own) for own in labels], models, None)
+        assert set(learned) == set(cases)
+        return adaptation._held_out(scans)
+
+    assert held_out("liver", "liver", "liver") == 2
+    assert held_out("liver", "liver", "left_kidney") == 1
+    assert held_out("liver", "spleen", "left_kidney") is None
+    assert held_out("liver", "liver") is None
+
+
+def test_losses_are_computed_on_the_device_of_the_batch(models: OrganModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU to try it on: on the device "meta" nothing is computed, but tensors of the CPU are refused."""
+    chosen = pick(torch.randint(0, 14, (4, 160, 160), dtype=torch.uint8), torch.ones(4, len(models.organs)))
+    monkeypatch.setattr(learning, "pick", lambda labels, known: tuple(part.to(labels.device) for part in chosen))
+    prior = new_prior(models.sam2, len(models.organs))[0].to("meta")
+    sam2 = copy.deepcopy(models.sam2).to("meta")
+    batch = {"image": torch.zeros(8, 1, 160, 160), "labels": torch.zeros(8, 160, 160, dtype=torch.uint8),
+             "known": torch.ones(8, len(models.organs)), "trust": torch.ones(8, 160, 160)}
+    on_meta = {name: value.to("meta") for name, value in batch.items()}
+    for loss_of in (reading_loss, drawing_loss):
+        assert loss_of(prior, sam2, on_meta).device.type == "meta"
 
 
 def test_source_free_reads_no_labels(phantom: AbdomenPhantom, tmp_path: Path) -> None:
@@ -315,12 +342,22 @@ def test_cases_that_do_not_fit_are_refused(phantom: AbdomenPhantom) -> None:
 
 def test_other_grey_values_keep_the_air_dark(scan: tuple[Volume, np.ndarray]) -> None:
     voxels = scan[0].voxels
-    for version in (equalised(voxels), inverted(voxels)):
-        assert version.shape == voxels.shape and version.min() >= 0 and version.max() <= 1
-        assert version[voxels == 0].max() < 0.05
+    versions = list(shown(voxels, np.random.default_rng(0), 3))
+    for version in versions:
+        assert version.shape == voxels.shape and version.dtype == np.float32
+        assert version.min() >= 0 and version.max() <= 1 and version[voxels == 0].max() < 0.05
     body = voxels > 0.03
-    ranks = np.corrcoef(equalised(voxels)[body], inverted(voxels)[body])[0, 1]
+    ranks = np.corrcoef(equalised(voxels)[body], versions[4][body])[0, 1]
     assert ranks < -0.9
+    assert len({version.tobytes() for version in versions}) == len(versions) == 8
+
+
+def test_members_count_by_how_certain_they_are() -> None:
+    lost, sure, unsure = np.full((3, 2, 10, 10), 0.1, np.float32)
+    sure[:, 2:8, 2:8], unsure[:, 2:8, 2:8] = 0.95, 0.6
+    weights = by_certainty(np.stack([lost, unsure, sure]))
+    assert weights.sum() == pytest.approx(1) and weights[2] > 0.99
+    assert by_certainty(np.stack([lost, lost])).tolist() == [0.5, 0.5]
 
 
 def test_only_what_the_ensemble_agrees_on_is_learned() -> None:
@@ -330,12 +367,13 @@ def test_only_what_the_ensemble_agrees_on_is_learned() -> None:
     members[1:, 1] = np.roll(mask[1], 4, axis=0)
     members[0, 1] = False
     mean = members.mean(0).astype(np.float32)
-    assert agreed(members, mask, mean).tolist() == [1, 0, 1]
+    assert agreed(members, np.full(3, 1 / 3), mask, mean).tolist() == [1, 0, 1]
+    assert agreed(members, np.array([0.0, 0.5, 0.5]), mask, mean).tolist() == [1, 0, 1]
 
 
 def test_pseudo_labels_of_a_known_look_are_right(models: OrganModels, scan: tuple[Volume, np.ndarray]) -> None:
     volume, labels = scan
-    found = pseudo_label(volume, models, torch.Generator().manual_seed(0), wide=False)
+    found = pseudo_label(volume, models, np.random.default_rng(0))
     liver = ORGANS["liver"].label
     sure = found.known[:, models.organs.index("liver")] > 0
     assert sure.mean() > 0.3

@@ -13,6 +13,7 @@ from GenSegLogic import Cancelled, Engine, GenSegError, OrgansTask, Volume, read
 from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.bundles import cache_folder
 from GenSegLogic.cli import main
+from GenSegLogic.organs.diffusam.propagate import Confidence
 from GenSegLogic.organs.diffusam.task import BUNDLES, modality_of
 from GenSegLogic.organs.measure import COLUMNS, measure
 from GenSegLogic.organs.regions import label_scan, plausible, without_doubtful
@@ -99,10 +100,21 @@ def test_the_most_certain_component_wins_and_not_the_largest() -> None:
 
 
 def test_what_is_too_small_for_an_organ_has_to_be_certain() -> None:
-    small, large = box(MIDDLE, slice(5, 12), slice(5, 12)), box(MIDDLE, slice(20, 32), slice(20, 32))  # 28 and 83 ml
+    small, large = box(MIDDLE, slice(5, 12), slice(5, 12)), box(MIDDLE, slice(20, 36), slice(20, 36))  # 28, 147 ml
     for size, confidence, stays in ((small, 0.7, False), (small, 0.9, True), (large, 0.7, True)):
         kept = without_doubtful({"spleen": size}, np.full(GRID.shape, confidence, np.float32), GRID)
         assert np.array_equal(kept["spleen"], size if stays else np.zeros_like(size))
+
+
+def test_confidence_is_lower_where_the_slices_above_and_below_read_something_else() -> None:
+    organ = box(MIDDLE, slice(10, 20), slice(10, 20))
+    lone = box(slice(5, 6), slice(10, 20), slice(30, 40))  # 6 mm of something, in one slice
+    confidence = Confidence(GRID)
+    confidence.add(organ, organ)
+    confidence.add(lone, lone)
+    result = confidence.result()
+    assert result[5, 15, 35] < result[8, 15, 15] < result[5, 15, 15]
+    assert result[4, 15, 35] < result[1, 30, 5] == 1
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -279,6 +291,8 @@ def test_doubts_are_told_before_the_work(ct: Volume) -> None:
     pet = Volume(np.zeros((8, 8, 8), np.int16), np.diag([2.0, 2, 12, 1]), "pet.nrrd", {"modality": "PT"})
     doubts = " ".join(task().preflight({"image": pet}))
     assert "is PT" in doubts and "12 mm" in doubts and "16 x 16 x 96 mm" in doubts
+    wide = ct.affine @ np.diag([1.4, 1.4, 1.0, 1.0])
+    assert "only its inner 352 mm are looked at" in " ".join(task().preflight({"image": Volume(ct.voxels, wide, "ct")}))
     huge = Volume(np.broadcast_to(np.int16(0), (600, 512, 512)), np.diag([0.8, 0.8, 1.0, 1]))
     assert task().memory_bytes({"image": ct}, Engine("cpu")) < task().memory_bytes({"image": huge}, Engine("cpu"))
 

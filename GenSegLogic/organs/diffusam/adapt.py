@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +30,7 @@ from .learning import LabelledScan, batches, drawing_loss, freeze_reading, readi
 from .models import OrganModels, organ_models
 from .prior import select_organs
 from .propagate import look_at, segment
-from .self_training import pseudo_label
+from .self_training import CURVES, pseudo_label
 from .task import modality_of
 
 PAIRS = 4
@@ -43,6 +43,8 @@ PATIENCE = 3
 """Checks without improvement after which learning stops."""
 HELD_OUT_FROM = 3
 """Cases needed before one of them is held out; fewer are all learned from, for the whole time."""
+HELD_OUT_SLICES = 32
+"""Most slices of it that are looked at."""
 ROUNDS = 2
 """Rounds of self-training."""
 
@@ -131,6 +133,7 @@ def adapt(
             scans, learned = _labelled(cases, models, organs)
             models = _with_organs(models, learned)
             prior, curve, messages, stated = _few_shot(scans, models, minutes, seed, progress)
+            messages = [_amounts(cases, learned, organs), *messages]
     name = "source-free adaptation" if source_free else "few-shot adaptation"
     spent = round((time.monotonic() - began) / 60, 1)
     arguments = {**source.inference["networks"]["prior"], "organs": len(learned)}
@@ -167,11 +170,11 @@ def _with_organs(models: OrganModels, names: Sequence[str]) -> OrganModels:
 
 def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels,
               organs: Mapping[int, str] | None) -> tuple[list[LabelledScan], tuple[str, ...]]:
-    """Cases on the canonical grid, and the organs, in the models' order, that occur in any that is learned from.
+    """Cases on the canonical grid, and the organs, in the models' order, that occur in any of them.
 
     Of an organ that a case does not label nothing is known: it may be there and nobody outlined it.
     """
-    numbers = organs or {organ.label: name for name, organ in ORGANS.items()}
+    numbers = _numbers(organs)
     placed = []
     for image, labels in cases:
         assert labels is not None  # checked by adapt
@@ -179,8 +182,7 @@ def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels
             raise GenSegError(f"{labels.name} does not lie on the grid of {image.name}: their sizes or positions "
                               "differ; save the labels on the scan's own grid.")
         placed.append((models.grid.apply(image).voxels, models.grid.apply_labels(labels, image)))
-    there = {numbers[int(value)] for _, labels in placed[: _learned_from(len(placed))] for value in np.unique(labels)
-             if int(value) in numbers}
+    there = {numbers[int(value)] for _, labels in placed for value in np.unique(labels) if int(value) in numbers}
     learned = tuple(name for name in models.organs if name in there)
     if not learned:
         raise GenSegError(f"The labels of {cases[0][0].name} hold none of the organs that {', '.join(models.organs)} "
@@ -196,17 +198,38 @@ def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels
     return scans, learned
 
 
-def _learned_from(count: int) -> int:
-    """How many of so many cases are learned from; the last one is held out where there are enough."""
-    return count - 1 if count >= HELD_OUT_FROM else count
+def _numbers(organs: Mapping[int, str] | None) -> Mapping[int, str]:
+    return organs or {organ.label: name for name, organ in ORGANS.items()}
+
+
+def _amounts(cases: Sequence[tuple[Volume, Volume | None]], learned: Sequence[str],
+             organs: Mapping[int, str] | None) -> str:
+    """What was learned from, so that whoever gave labels in another numbering sees it at once."""
+    numbers, parts = _numbers(organs), []
+    for name in learned:
+        values = [value for value, organ in numbers.items() if organ == name]
+        counts = [int(np.isin(labels.voxels, values).sum()) * float(np.prod(image.spacing)) / 1000
+                  for image, labels in cases if labels is not None]
+        parts.append(f"{ORGANS[name].title.lower()} (" + ", ".join(f"{ml:.0f}" for ml in counts if ml) + " ml)")
+    return "Learned from the labels: " + "; ".join(parts) + "."
+
+
+def _held_out(scans: Sequence[LabelledScan]) -> int | None:
+    """The case to hold out: of three and more, the last one all of whose organs occur in another case as well."""
+    there = [set(np.unique(scan.labels).tolist()) - {0} for scan in scans]
+    fit = [number for number, own in enumerate(there)
+           if own and own <= set().union(*(other for place, other in enumerate(there) if place != number))]
+    return fit[-1] if fit and len(scans) >= HELD_OUT_FROM else None
 
 
 def _few_shot(scans: list[LabelledScan], models: OrganModels, minutes: float, seed: int, progress: Progress):
     """Returns the prior, the curve, sentences, and facts for the metadata."""
-    learned = scans[: _learned_from(len(scans))]
-    held_out = scans[-1] if len(learned) < len(scans) else None
+    chosen = _held_out(scans)
+    held_out = None if chosen is None else _thinned(scans[chosen])
+    learned = [scan for number, scan in enumerate(scans) if number != chosen]
     prior, curve, stopped = _train(models, learned, seed, 1.2, minutes, progress, held_out)
-    messages = ["With fewer than three cases, all are learned from and none is held out to tell when to stop."]
+    messages = ["All cases are learned from and none is held out to tell when to stop: that takes three cases, and one "
+                "whose organs the others have as well."]
     if held_out is not None:
         messages = [f"On the case that was held out, the mean Dice is {_best_held_out(curve)['held_out_dice']:.2f}"
                     + (", and learning stopped early because it no longer rose." if stopped else ".")]
@@ -219,16 +242,27 @@ def _best_held_out(curve: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {"held_out_dice": max(checks)} if checks else {}
 
 
+def _thinned(scan: LabelledScan) -> LabelledScan:
+    """Every n-th slice of a scan: what is looked at eight times and more may not take the time to learn."""
+    step = -(-len(scan.labels) // HELD_OUT_SLICES)
+    return replace(scan, images=tuple(image[::step] for image in scan.images), labels=scan.labels[::step],
+                   known=scan.known[::step])
+
+
 @torch.no_grad()
-def mean_dice(models: OrganModels, prior: nn.Module, scan: LabelledScan, drawing: bool) -> float:
-    """Mean Dice over the organs that are in a labelled scan: of the propagation, or of the read-out alone."""
+def mean_dice(models: OrganModels, prior: nn.Module, scan: LabelledScan, drawing: bool,
+              callback: Callable[[float], None] = lambda fraction: None) -> float:
+    """Mean Dice over the organs that are in a labelled scan: of the propagation, or of the read-out alone.
+
+    ``callback`` is called with the fraction done and may raise.
+    """
     current = OrganModels(models.sam2, prior, models.organs, models.grid)  # type: ignore[arg-type]
     volume = Volume(scan.images[0], np.eye(4), "held-out case")
     if drawing:
-        found = segment(volume, current, models.organs, steps=2, samples=1).probabilities
+        found = segment(volume, current, models.organs, steps=2, samples=1, callback=callback).probabilities
         masks = [found[name] > 0.5 for name in models.organs]
     else:
-        readout = look_at(volume, current).context.readout
+        readout = look_at(volume, current, callback).context.readout
         enlarged = F.interpolate(readout, volume.shape[1:], mode="bilinear").cpu().numpy()
         masks = [enlarged[:, place] > 0 for place in range(len(models.organs))]
     scores = []
@@ -250,12 +284,14 @@ def _source_free(images: Sequence[Volume], models: OrganModels, minutes: float, 
     spent = 0.0
     for number in range(ROUNDS):
         began = time.monotonic()
-        share = part(progress, number / ROUNDS, (number + 0.3) / ROUNDS)
         scans = []
         for index, volume in enumerate(volumes):
-            share(index / len(volumes), f"round {number + 1}: asking the ensemble, scan {index + 1}")
-            scans.append(pseudo_label(volume, current, torch.Generator().manual_seed(seed + 100 * number + index),
-                                      wide=number == 0))
+            share = part(progress, (number + 0.3 * index / len(volumes)) / ROUNDS,
+                         (number + 0.3 * (index + 1) / len(volumes)) / ROUNDS)
+            sentence = f"round {number + 1}: asking the ensemble, scan {index + 1} of {len(volumes)}"
+            with _fast(next(current.prior.parameters()).device):
+                scans.append(pseudo_label(volume, current, np.random.default_rng([seed, number, index]),
+                                          CURVES if number == 0 else 0, _saying(share, sentence)))
         kept = sum(int(scan.known.sum()) for scan in scans)
         total = sum(scan.known.size for scan in scans)
         if not any(scan.known.any() and scan.labels.any() for scan in scans):
@@ -263,8 +299,10 @@ def _source_free(images: Sequence[Volume], models: OrganModels, minutes: float, 
                                            "label a case or two instead."], {"agreed": 0.0})
         spent += (time.monotonic() - began) / 60
         left = max((minutes - spent) / (ROUNDS - number), 0.1 * minutes)
+        # The ensemble of the next round is asked what it reads, so memories are drawn in the last round alone.
         prior, rows, _ = _train(current, scans, seed + number, 1.0, left,
-                                part(progress, (number + 0.3) / ROUNDS, (number + 1) / ROUNDS), None)
+                                part(progress, (number + 0.3) / ROUNDS, (number + 1) / ROUNDS), None,
+                                drawing=number == ROUNDS - 1)
         spent += left
         curve += [{"round": number + 1, **row} for row in rows]
         current = OrganModels(models.sam2, prior, models.organs, models.grid)
@@ -276,12 +314,19 @@ def _source_free(images: Sequence[Volume], models: OrganModels, minutes: float, 
 # Training
 
 
+def _saying(progress: Progress, sentence: str) -> Callable[[float], None]:
+    """A callback for what only knows how far it is."""
+    return lambda fraction: progress(fraction, sentence)
+
+
 def _train(models: OrganModels, scans: Sequence[LabelledScan], seed: int, strength: float, minutes: float,
-           progress: Progress, held_out: LabelledScan | None) -> tuple[MemoryPrior, list[dict[str, float]], bool]:
+           progress: Progress, held_out: LabelledScan | None,
+           drawing: bool = True) -> tuple[MemoryPrior, list[dict[str, float]], bool]:
     """Train a copy of the prior: first its reading, then, with that frozen, its drawing of memories.
 
     Args:
         strength: of the augmentation.
+        drawing: without it, all the time goes to the reading.
 
     Returns:
         The prior, the curve, and whether it stopped early.
@@ -289,15 +334,16 @@ def _train(models: OrganModels, scans: Sequence[LabelledScan], seed: int, streng
     prior = copy.deepcopy(models.prior)
     curve: list[dict[str, float]] = []
     stopped = False
-    for drawing in (False, True):
+    reads = READING_SHARE if drawing else 1.0
+    for phase, (start, end) in enumerate(((0.0, reads), (reads, 1.0))[: 1 + drawing]):
         prior.train().requires_grad_(True)
-        if drawing:
+        draws = phase == 1
+        if draws:
             freeze_reading(prior)
-        source = batches(scans, PAIRS if drawing else 2 * PAIRS, seed, strength=strength, paired=drawing)
-        share = 1 - READING_SHARE if drawing else READING_SHARE
-        within = part(progress, READING_SHARE, 1.0) if drawing else part(progress, 0.0, READING_SHARE)
-        prior, rows, early = _phase(prior, models, source, share * minutes, within, held_out, drawing)
-        curve += [{"phase": 1 + int(drawing), **row} for row in rows]
+        source = batches(scans, PAIRS if draws else 2 * PAIRS, seed, strength=strength, paired=draws)
+        prior, rows, early = _phase(prior, models, source, (end - start) * minutes, part(progress, start, end),
+                                    held_out, draws)
+        curve += [{"phase": 1 + phase, **row} for row in rows]
         stopped |= early
     return prior, curve, stopped
 
@@ -311,7 +357,6 @@ def _phase(prior: MemoryPrior, models: OrganModels, source: Iterator[dict[str, T
     averaged = AveragedModel(prior, multi_avg_fn=get_ema_multi_avg_fn(0.98))
     trained = [parameter for parameter in prior.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=1e-2, betas=(0.9, 0.98))
-    bfloat16 = _is_fast_in_bfloat16(device)
     curve: list[dict[str, float]] = []
     best: tuple[float, dict[str, Tensor]] | None = None
     spent, running, stale = 0.0, 0.0, 0
@@ -322,7 +367,7 @@ def _phase(prior: MemoryPrior, models: OrganModels, source: Iterator[dict[str, T
         for group in optimizer.param_groups:
             group["lr"] = max(rate, 0.01 * LEARNING_RATE)
         batch = {name: value.to(device) for name, value in next(source).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with _fast(device):
             loss = loss_of(prior, models.sam2, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -333,23 +378,29 @@ def _phase(prior: MemoryPrior, models: OrganModels, source: Iterator[dict[str, T
         spent += (time.monotonic() - began) / 60
         progress(min(spent / minutes, 1.0), f"Learning to {'draw' if drawing else 'read'}, loss {running:.3f}")
         if len(curve) < int(CHECKS * spent / minutes):
+            began = time.monotonic()
             row = {"minutes": round(spent, 2), "loss": round(running, 4)}
+            at = min(spent / minutes, 1.0)
             if held_out is not None:
                 averaged.eval()
-                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    row["held_out_dice"] = round(mean_dice(models, averaged.module, held_out, drawing), 4)
+                with _fast(device):
+                    dice = mean_dice(models, averaged.module, held_out, drawing,
+                                     _saying(part(progress, at, at), "Looking at the case that is held out"))
+                row["held_out_dice"] = round(dice, 4)
                 improved = best is None or row["held_out_dice"] > best[0]
                 stale = 0 if improved else stale + 1
                 if improved:
                     best = (row["held_out_dice"], copy.deepcopy(averaged.module.state_dict()))
             curve.append(row)
+            spent += (time.monotonic() - began) / 60
     result = cast(MemoryPrior, averaged.module.eval().requires_grad_(False))
     if best is not None:
         result.load_state_dict(best[1])
     return result, curve, stale >= PATIENCE
 
 
-def _is_fast_in_bfloat16(device: torch.device) -> bool:
+def _fast(device: torch.device) -> torch.autocast:
+    """Computing in bfloat16 where the device is faster in it."""
     from ...engine import precision
 
-    return precision(device) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == torch.bfloat16)

@@ -119,7 +119,7 @@ def pick(labels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
                 absent.append((row, organ))
     order = torch.randperm(len(present)).tolist()
     chosen = [present[place] for place in order[:MOST_PRESENT]] + absent[: max(2, len(present) // 3)]
-    rows, organs = torch.tensor(chosen, dtype=torch.long).reshape(-1, 2).unbind(1)
+    rows, organs = torch.tensor(chosen, dtype=torch.long, device=labels.device).reshape(-1, 2).unbind(1)
     return rows, organs
 
 

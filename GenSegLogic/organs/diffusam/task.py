@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 AUTO = "auto"
 BUNDLES = {"CT": "abdomen-ct", "MR": "abdomen-mr"}
 """The bundle that ``auto`` takes, by modality."""
+WITHOUT_ORGANS = 1.1
+"""A body so much wider than what is looked at has only fat and muscle outside of it."""
 FAT_HU = -60.0
 """Fat and air make up more than 2 % of any CT of the trunk and lie below; MR has no such negative values."""
 
@@ -76,9 +78,19 @@ class OrgansTask(Task):
         if image.spacing.max() > 10:
             doubts.append(f"{image.name} has slices of {image.spacing.max():.0f} mm; small organs fall between them.")
         extent = np.array(image.shape[::-1]) * image.spacing
-        if extent.min() < 40 or np.sort(extent)[1] < 150:
-            size = " x ".join(f"{length:.0f}" for length in extent)
+        size = " x ".join(f"{length:.0f}" for length in extent)
+        if np.sort(extent)[1] < 150:
             doubts.append(f"{image.name} covers {size} mm; the whole width of the abdomen is needed.")
+        elif extent.min() < 40:
+            doubts.append(f"{image.name} covers {size} mm; organs that are only partly in it may be missed.")
+        else:
+            from .canonical import CanonicalGrid, body_size_mm
+
+            field_mm = CanonicalGrid().size * CanonicalGrid().spacing_mm
+            body_mm = max(body_size_mm(image))
+            if body_mm > WITHOUT_ORGANS * field_mm:
+                doubts.append(f"The body in {image.name} is about {body_mm:.0f} mm wide, but only its inner "
+                              f"{field_mm:.0f} mm are looked at: what lies further out is left empty.")
         return doubts
 
     def run(self, volumes: Mapping[str, Volume], engine: Engine, progress: Progress) -> Results:
