@@ -127,11 +127,11 @@ def read_checkpoint(file: Path) -> Mapping[str, Any]:
 
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
+    except PermissionError as error:
         raise GenSegError(f"{file} cannot be read: {error.strerror or error}.") from error
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle can make the reader fail in any way: index, key, unicode, zip
+    except Exception as error:  # damage makes the reader fail in any way: index, key, unicode, zip, seek
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             raise GenSegError(
                 f"{file} holds Python objects beside its weights, and reading them could run code; "

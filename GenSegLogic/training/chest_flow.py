@@ -19,7 +19,7 @@ from ..networks import build
 from ..networks.maisi import MAISI_VELOCITY
 from ..progress import Progress, part
 from .data import Crops, image_batches, normalise
-from .loop import train
+from .loop import read_state, train
 
 AUTOENCODER: dict[str, Any] = {"latent_channels": 4, "channels": 32, "blocks": 2}
 VELOCITY: dict[str, Any] = {
@@ -118,7 +118,7 @@ def fit(crops: Crops, work: Path, minutes: float, seed: int, progress: Progress)
     chosen = np.random.default_rng([44, seed]).permutation(len(crops))[:ENCODED_TILES]
     cached = work / "latents.pt"
     if cached.exists():
-        state = torch.load(cached, weights_only=True)
+        state = read_state(cached)
         latents, scale = state["latents"], state["scale"]
     else:
         latents, scale = encode_crops(autoencoder, crops, chosen, part(progress, 0.1, 0.13))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,8 @@ from .tiles import Tile, draw_real_tiles, write_tiles
 CHESTS = 252
 HELD_OUT_CHESTS = 8
 REAL_TILES = 320
+DRAWN = "drawn.json"
+"""What tiles were drawn with, beside them; written last."""
 C3N = "deep-learning-with-pytorch__dlwpt-code/derived/C3N-00247/ct_lungcrop_half.nii.gz"
 
 
@@ -46,23 +51,38 @@ def first_chest(seed: int) -> int:
 
 
 def training_tiles(folder: Path, seed: int, progress: Progress, minutes: float, chests: int = CHESTS) -> list[Path]:
-    """Folders with the training tiles, drawn once and kept below ``folder``.
+    """Folders with the training tiles, drawn once for a seed and a number of chests and kept below ``folder``.
 
     Drawing stops after ``minutes``, with however many of the ``chests`` phantoms there are by then.
     """
     phantoms, real = folder / "phantoms", folder / "real"
-    if not (phantoms / "kinds.json").exists():
-        write_tiles(phantoms, "train", chests, part(progress, 0, 0.9), first=first_chest(seed), minutes=minutes)
-    scan = real_scan()
-    if scan is not None and not (real / "kinds.json").exists():
-        write_tiles(real, "train", 0, progress, extra=left_lung_tiles(scan, REAL_TILES, seed))
+    _keep(phantoms, seed, chests, lambda: write_tiles(
+        phantoms, "train", chests, part(progress, 0, 0.9), first=first_chest(seed), minutes=minutes))
+    if (scan := real_scan()) is not None:
+        _keep(real, seed, REAL_TILES, lambda: write_tiles(
+            real, "train", 0, progress, extra=left_lung_tiles(scan, REAL_TILES, seed)))
     progress(1.0, "the tiles are ready")
-    return [phantoms, real] if (real / "kinds.json").exists() else [phantoms]
+    return [phantoms, real] if _is_drawn(real, seed, REAL_TILES) else [phantoms]
 
 
 def held_out_tiles(folder: Path, seed: int, progress: Progress) -> Path:
     """Folder with tiles of phantoms of the split ``held-out``, for the curves."""
     held_out = folder / "held-out"
-    if not (held_out / "kinds.json").exists():
-        write_tiles(held_out, "held-out", HELD_OUT_CHESTS, progress, first=first_chest(seed))
+    _keep(held_out, seed, HELD_OUT_CHESTS, lambda: write_tiles(
+        held_out, "held-out", HELD_OUT_CHESTS, progress, first=first_chest(seed)))
     return held_out
+
+
+def _keep(folder: Path, seed: int, count: int, draw: Callable[[], None]) -> None:
+    """Draw the tiles of ``folder``, unless they lie there and were drawn with the same seed and number asked for."""
+    if not _is_drawn(folder, seed, count):
+        shutil.rmtree(folder, ignore_errors=True)
+        draw()
+        (folder / DRAWN).write_text(json.dumps({"seed": seed, "count": count}))
+
+
+def _is_drawn(folder: Path, seed: int, count: int) -> bool:
+    try:
+        return json.loads((folder / DRAWN).read_text()) == {"seed": seed, "count": count}
+    except (OSError, ValueError):  # not there, or cut
+        return False

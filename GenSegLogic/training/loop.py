@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..errors import GenSegError
 from ..progress import Progress
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -52,6 +53,9 @@ def train(
 
     Returns:
         The averaged network and the curve: one row a tenth of the run with step, minutes, loss and validation figures.
+
+    Raises:
+        GenSegError: if there is a checkpoint, and it is damaged or of another network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network.to(device).train()
@@ -60,11 +64,16 @@ def train(
     step, spent, curve, running = 0, 0.0, [], 0.0
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device)
-        network.load_state_dict(state["network"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent, curve = state["step"], state["minutes"], state["curve"]
+        state = read_state(checkpoint, device)
+        try:
+            network.load_state_dict(state["network"])
+            averaged.load_state_dict(state["averaged"])
+            optimizer.load_state_dict(state["optimizer"])
+            step, spent, curve = state["step"], state["minutes"], state["curve"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise GenSegError(
+                f"{checkpoint} is of another network than the one to train; delete it to begin anew."
+            ) from error
     saved = spent
     while spent < minutes:
         began = time.monotonic()
@@ -103,3 +112,20 @@ def train(
             torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "minutes": spent}, partial)
             partial.replace(checkpoint)
     return cast(Network, averaged.module.eval()), curve
+
+
+def read_state(file: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What an interrupted training left in a file.
+
+    Raises:
+        GenSegError: if the file is damaged.
+    """
+    try:
+        state = torch.load(file, weights_only=True, map_location=device)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # damage makes the reader fail in any way: index, key, unicode, zip, seek
+        raise GenSegError(f"{file} is damaged; delete it to begin anew.") from error
+    if not isinstance(state, dict):
+        raise GenSegError(f"{file} is no checkpoint of GenSeg's training; delete it to begin anew.")
+    return state

@@ -50,17 +50,18 @@ def chest_flow(output: Path, minutes: float, seed: int, progress: Progress) -> N
     }
     latent = {"channels": 4, "downsampling": 2, "scale_factor": scale}
     description = "Factor-2 autoencoder and rectified flow of chest CT, trained on procedural phantoms."
-    _write(output, "flow", "generation", description, networks, curve, seed, left, facts, latent=latent)
+    _write(output, "chest-flow", "flow", "generation", description, networks, curve, seed, left, facts, latent=latent)
 
 
 def nodule_cnn(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     """The convolutional predictor."""
-    _predictor("predictor-cnn", "3D residual network", output, minutes, seed, progress)
+    _predictor("nodule-cnn", "predictor-cnn", "3D residual network", output, minutes, seed, progress)
 
 
 def nodule_tinyvit(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     """The TinyViT predictor."""
-    _predictor("predictor-tinyvit", "TinyViT on triplets of axial slices", output, minutes, seed, progress)
+    family = "TinyViT on triplets of axial slices"
+    _predictor("nodule-tinyvit", "predictor-tinyvit", family, output, minutes, seed, progress)
 
 
 def nodule_unet(output: Path, minutes: float, seed: int, progress: Progress) -> None:
@@ -71,10 +72,12 @@ def nodule_unet(output: Path, minutes: float, seed: int, progress: Progress) -> 
     network, curve = recipe.fit(crops, held_out, _work(output), left, seed, part(progress, 0.1, 1))
     networks: Networks = {"segmenter": ("segmenter-unet", {}, network)}
     description = "Supervised 3D U-Net of nodules, the upper bound of the benchmark; trained on voxel labels."
-    _write(output, "segmenter", "segmentation", description, networks, curve, seed, left, facts)
+    _write(output, "nodule-unet", "segmenter", "segmentation", description, networks, curve, seed, left, facts)
 
 
-def _predictor(target: str, family: str, output: Path, minutes: float, seed: int, progress: Progress) -> None:
+def _predictor(
+    recipe_name: str, target: str, family: str, output: Path, minutes: float, seed: int, progress: Progress
+) -> None:
     from . import nodule_calibration as calibration
     from . import nodule_predictor as recipe
 
@@ -86,7 +89,7 @@ def _predictor(target: str, family: str, output: Path, minutes: float, seed: int
     facts["calibration"] = calibration.calibrate(network, cases)
     networks = {"predictor": (target, recipe.PREDICTORS[target], network)}
     description = f"Is there a nodule in this crop? {family}, trained on one bit per crop."
-    _write(output, "predictor", "classification", description, networks, curve, seed, left, facts)
+    _write(output, recipe_name, "predictor", "classification", description, networks, curve, seed, left, facts)
 
 
 def _work(output: Path) -> Path:
@@ -114,6 +117,7 @@ def _tiles(output: Path, minutes: float, seed: int, progress: Progress):
 
 def _write(
     output: Path,
+    recipe: str,
     kind: str,
     task: str,
     description: str,
@@ -143,7 +147,7 @@ def _write(
             "field_voxels": FIELD_VOXELS,
         },
         "training": {
-            "recipe": f"genseg train {output.name}",
+            "recipe": f"genseg train {recipe}",
             "seed": seed,
             "minutes": round(minutes, 1),
             "data": facts,

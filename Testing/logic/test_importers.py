@@ -210,11 +210,12 @@ def damaged(file: Path, damage: str) -> None:
     torch.save({"weight": torch.arange(1000.0)}, file)
     whole = file.read_bytes()
     page = b"<!DOCTYPE html><html>Quota exceeded</html>"  # what a browser may save in place of the file
-    contents = {"empty": b"", "noise": bytes(range(256)) * 8, "page": page, "truncated": whole[: len(whole) // 2]}
+    contents = {"empty": b"", "noise": bytes(range(256)) * 8, "page": page, "truncated": whole[: len(whole) // 2],
+                "cut": whole[:-200]}
     file.write_bytes(contents[damage])
 
 
-@pytest.mark.parametrize("damage", ["empty", "noise", "page", "truncated"])
+@pytest.mark.parametrize("damage", ["empty", "noise", "page", "truncated", "cut"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "ResNet50.pt"
     damaged(file, damage)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from GenSegLogic.bundles import load_bundle, read_bundle
-from GenSegLogic.errors import Cancelled
+from GenSegLogic.errors import Cancelled, GenSegError
 from GenSegLogic.phantoms.chest import ChestOptions, make_chest
 from GenSegLogic.phantoms.splits import SPLITS, Split
 from GenSegLogic.progress import silent
@@ -120,7 +120,46 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path, every_step_takes_20
     assert told == [] and same == curve and torch.equal(first.weight, again.weight)
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"PK\x03\x04" + bytes(500), "cut", "list", "other"])
+def test_a_checkpoint_that_cannot_be_taken_up_is_named(
+    tmp_path: Path, every_step_takes_20_seconds: None, content: bytes | str
+) -> None:
+    run(tmp_path)
+    checkpoint = tmp_path / CHECKPOINT
+    if isinstance(content, bytes):
+        checkpoint.write_bytes(content)
+    elif content == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-200])
+    else:
+        torch.save([1, 2] if content == "list" else {"network": nn.Linear(2, 1).state_dict()}, checkpoint)
+    with pytest.raises(GenSegError, match="delete it to begin anew") as caught:
+        run(tmp_path)
+    assert str(checkpoint) in str(caught.value) and "\n" not in str(caught.value)
+
+
 # Tiles
+
+
+def test_tiles_are_drawn_anew_for_another_seed_or_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[str, int, int]] = []
+
+    def draw(folder: Path, split: str, chests: int, progress, first: int = 0, minutes: float = 0) -> None:
+        drawn.append((split, chests, first))
+        folder.mkdir(parents=True)
+        (folder / "kinds.json").write_text("[]")
+
+    monkeypatch.setattr(chest_tiles, "write_tiles", draw)
+    monkeypatch.setattr(chest_tiles, "real_scan", lambda: None)
+    for seed, chests in ((0, 5), (0, 5), (1, 5), (1, 6), (0, 5)):
+        assert chest_tiles.training_tiles(tmp_path, seed, silent, 1.0, chests) == [tmp_path / "phantoms"]
+    assert drawn == [("train", 5, 0), ("train", 5, 10_000), ("train", 6, 10_000), ("train", 5, 0)]
+    drawn.clear()
+    for seed in (0, 0, 2):
+        chest_tiles.held_out_tiles(tmp_path, seed, silent)
+    assert drawn == [("held-out", chest_tiles.HELD_OUT_CHESTS, first) for first in (0, 20_000)]
+    (tmp_path / "held-out" / chest_tiles.DRAWN).write_text("{")
+    chest_tiles.held_out_tiles(tmp_path, 2, silent)
+    assert len(drawn) == 3, "drawing that was interrupted begins anew"
 
 
 def test_bits_say_what_a_reader_could_see() -> None:
@@ -354,16 +393,20 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
     if recipe not in ("chest-flow", "nodule-cnn", "nodule-tinyvit", "nodule-unet"):
         pytest.skip("not a recipe of the nodule method")
     for number, name in enumerate(("phantoms", "real", "held-out")):  # as an earlier recipe left them
-        write_folder(tmp_path / "chest-tiles" / name, 12, seed=number)
+        folder = write_folder(tmp_path / "chest-tiles" / name, 12, seed=number)
+        count = {"phantoms": chest_tiles.CHESTS, "real": chest_tiles.REAL_TILES}.get(name, chest_tiles.HELD_OUT_CHESTS)
+        (folder / chest_tiles.DRAWN).write_text(json.dumps({"seed": 3, "count": count}))
+    monkeypatch.setattr(chest_tiles, "real_scan", lambda: None)
+    output = tmp_path / "of-my-own"
     monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(60.0))
     monkeypatch.setattr("GenSegLogic.training.nodule_calibration.NODULES", 1)
     monkeypatch.setattr("GenSegLogic.training.nodule_calibration.CLEAN_PATIENTS", 1)
     told: list[float] = []
-    load(RECIPES[recipe])(tmp_path / recipe, 2.0, 3, lambda fraction, message: told.append(fraction))
-    bundle = read_bundle(tmp_path / recipe)
+    load(RECIPES[recipe])(output, 2.0, 3, lambda fraction, message: told.append(fraction))
+    bundle = read_bundle(output)
     bundle.verify()
     kinds = {"chest-flow": "flow", "nodule-unet": "segmenter"}
-    assert (bundle.name, bundle.kind) == (recipe, kinds.get(recipe, "predictor"))
+    assert (bundle.name, bundle.kind) == ("of-my-own", kinds.get(recipe, "predictor"))
     training = bundle.metadata["training"]
     assert training["seed"] == 3 and training["recipe"] == f"genseg train {recipe}" and training["curve"]
     assert training["data"]["tiles"] == {"phantoms": 12, "real": 12} and "C3N-00247" in training["data"]["real"]
@@ -381,5 +424,5 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
         output = networks["segmenter" if recipe == "nodule-unet" else "predictor"](x)
         assert output.isfinite().all()
     assert told == sorted(told) and told[-1] <= 1
-    assert not (tmp_path / f"{recipe}.work").exists()
-    shutil.rmtree(tmp_path / recipe)
+    assert not (tmp_path / "of-my-own.work").exists()
+    shutil.rmtree(bundle.folder)
