@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundles.bundle import METADATA_PATH, is_name
 from ..bundles.folders import is_taken
 from ..errors import GenSegError
 from .console import Console
-from .options import WrongUse, checked_directory, positive, seed
+from .options import WrongUse, add_device_option, checked_bundle_folder, positive, seed
 
 
 def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -33,7 +32,7 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
                         help="bundle of kind organs to start from (default auto: abdomen-ct or abdomen-mr)")
     parser.add_argument("--minutes", type=positive, default=5.0, help="how long to learn at most (default 5)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default 0)")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:n]", help="where to compute (default auto)")
+    add_device_option(parser)
 
 
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -75,18 +74,13 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _checked_output(path: Path) -> Path:
-    """``path``, if a bundle can go there; said before minutes of learning.
+    """``path``, absolute, if a new bundle can go there.
 
     Raises:
-        GenSegError: if its name cannot be a bundle's, or it is a file or a folder of something else.
+        GenSegError: if no bundle can go there, or its name is taken.
     """
-    path = checked_directory(path).absolute()
-    if not is_name(path.name):
-        raise GenSegError(f"{path.name!r} cannot name a bundle: choose a folder named in lower-case letters, "
-                          "digits and dashes.")
+    path = checked_bundle_folder(path)
     if is_taken(path.name, path):
         raise GenSegError(f"The name {path.name} is taken, and --bundle {path.name} would find the other one: choose "
                           "a folder of another name.")
-    if path.exists() and any(path.iterdir()) and not (path / METADATA_PATH).is_file():
-        raise GenSegError(f"{path} holds something other than a bundle: choose another folder.")
     return path

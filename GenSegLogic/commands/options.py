@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..bundles.bundle import METADATA_PATH, is_name
 from ..errors import GenSegError
 from ..task import LARGEST_SEED, Task, parameter_type
 
@@ -34,9 +37,15 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--series``, for commands that run a task on a scan."""
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda[:n]", help="where to compute (default auto)")
+    add_device_option(parser)
     parser.add_argument("--series", metavar="TEXT",
                         help="which series of a DICOM folder: its UID or number (default: the largest)")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """``--device``."""
+    parser.add_argument("--device", type=device, default="auto", metavar="auto|cpu|cuda[:n]",
+                        help="where to compute (default auto)")
 
 
 def add_directory_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -44,6 +53,17 @@ def add_directory_option(parser: argparse.ArgumentParser, default: str | None = 
     note = f" (default {default})" if default else ""
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=default is None,
                         default=Path(default) if default else None, help=f"folder for the results{note}")
+
+
+def device(text: str) -> str:
+    """An argparse type: a device's word. Whether it is there is seen later."""
+    from ..engine import Engine
+
+    try:
+        Engine(text)
+    except GenSegError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def seed(text: str) -> int:
@@ -65,13 +85,38 @@ def positive(text: str) -> float:
 
 
 def checked_directory(path: Path) -> Path:
-    """``path``, if results can go there.
+    """``path``, if results can go there, as a folder that is there or can be made.
 
     Raises:
-        GenSegError: if it is a file. Said before the work starts.
+        GenSegError: if it is a file or below one, or in a folder that nobody may write to.
     """
     if path.exists() and not path.is_dir():
         raise GenSegError(f"{path} is a file, not a folder: choose another folder for the results.")
+    nearest = path.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise GenSegError(f"{path} cannot be made, for {nearest} is a file: choose another folder for the results.")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".genseg-", dir=nearest))
+    except OSError as error:
+        raise GenSegError(f"{nearest} cannot be written to ({error.strerror or error}): choose another folder for the "
+                          "results.") from error
+    return path
+
+
+def checked_bundle_folder(path: Path) -> Path:
+    """``path``, absolute, if a bundle can go there. Said before minutes of learning.
+
+    Raises:
+        GenSegError: if its name cannot be a bundle's, or it is no folder, one of something else, or cannot be made.
+    """
+    path = checked_directory(path).absolute()
+    if not is_name(path.name):
+        raise GenSegError(f"{path.name!r} cannot name a bundle: choose a folder named in lower-case letters, "
+                          "digits and dashes.")
+    if path.exists() and any(path.iterdir()) and not (path / METADATA_PATH).is_file():
+        raise GenSegError(f"{path} holds something other than a bundle: choose another folder.")
     return path
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..tasks import load
 from .console import Console
-from .options import checked_directory, positive, seed
+from .options import checked_bundle_folder, positive, seed
 
 
 def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Train, and say where the bundle is."""
     from ..training.recipes import RECIPES
 
-    output = checked_directory(arguments.output or Path("bundles") / arguments.recipe)
+    output = checked_bundle_folder(arguments.output or Path("bundles") / arguments.recipe)
     load(RECIPES[arguments.recipe])(output, arguments.minutes, arguments.seed, console.progress)
-    console.say(f"The bundle {arguments.recipe} is in {output}.")
-    return {"recipe": arguments.recipe, "directory": output.absolute()}
+    console.say(f"The bundle {output.name} is in {output}.")
+    return {"recipe": arguments.recipe, "directory": output}

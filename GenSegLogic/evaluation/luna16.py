@@ -48,6 +48,8 @@ def luna16(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         GenSegError: if the folder is not LUNA16's, has no nodule to choose on or to report, or a bundle cannot be used.
     """
     root, held = Path(arguments["root"]), arguments["validation_subset"]
+    if not root.is_dir():
+        raise GenSegError(f"{root} is not a folder; give the one into which LUNA16 was unpacked.")
     others = [n for n in range(10) if n != held and (root / f"subset{n}").is_dir()]
     if not others:
         raise GenSegError(f"{root} has no subset besides subset{held}, on which thresholds are chosen: unpack another.")

@@ -121,7 +121,8 @@ def test_only_values_of_options_are_joined() -> None:
     ["threshold", "SCAN", "-o", "OUT", "--window", "many"], ["threshold", "SCAN", "-o", "OUT", "--seed-point", "1,2"],
     ["threshold", "SCAN", "-o", "OUT", "--thresh", "3"], ["batch", "nothing", "IN", "-o", "OUT"],
     ["batch", "threshold", "IN", "-o", "OUT", "--workers", "0"], ["train", "nothing"], ["evaluate", "nothing"],
-    ["phantom", "nothing", "-o", "OUT"], ["phantom", "chest", "-o", "OUT", "--seed", "2147483648"],
+    ["threshold", "SCAN", "-o", "OUT", "--device", "gpu"], ["phantom", "nothing", "-o", "OUT"],
+    ["phantom", "chest", "-o", "OUT", "--seed", "2147483648"],
     ["phantom", "chest", "-o", "OUT", "--seed", "\N{SUPERSCRIPT TWO}"]])
 def test_wrong_use_is_2_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path, words: list[str]
@@ -177,6 +178,30 @@ def test_an_output_that_is_a_file_is_said_before_the_work(
     code, _, err = run(capsys, "threshold", scan, "-o", tmp_path / "out")
     assert (code, err) == (1, [f"genseg: {tmp_path / 'out'} is a file, not a folder: choose another folder for the "
                                "results."])
+
+
+def test_an_output_below_a_file_is_said_before_the_work(
+    capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path
+) -> None:
+    out = scan / "deep" / "out"
+    code, _, err = run(capsys, "threshold", tmp_path / "no scan is read.nrrd", "-o", out)
+    assert (code, err) == (1, [f"genseg: {out} cannot be made, for {scan} is a file: choose another folder for the "
+                               "results."])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc takes no folders, not even from root")
+def test_an_output_that_cannot_be_written_is_said_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, err = run(capsys, "threshold", tmp_path / "no scan is read.nrrd", "-o", "/proc/results")
+    assert (code, len(err)) == (1, 1)
+    assert err[0].startswith("genseg: /proc cannot be written to (") and err[0].endswith("folder for the results.")
+
+
+def test_a_benchmarks_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "evaluate", "luna16", "--root", tmp_path / "nope")
+    assert (code, err) == (1, [f"genseg: {tmp_path / 'nope'} is not a folder; give the one into which LUNA16 was "
+                               "unpacked."])
 
 
 def test_a_gpu_that_is_not_there(capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path) -> None:
@@ -304,6 +329,23 @@ def test_a_recipe_gets_its_folder_minutes_and_seed(
     assert (code, err) == (0, [])
     assert (tmp_path / "bundles" / "small" / "card.txt").read_text() == "1.5 4"
     assert run(capsys, "train", "small", "--minutes", "0")[0] == 2
+
+
+def test_where_no_bundle_can_go_is_said_before_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from GenSegLogic.training.recipes import RECIPES
+
+    monkeypatch.setitem(RECIPES, "small", f"{__name__}:small_recipe")
+    code, _, err = run(capsys, "train", "small", "-o", tmp_path / "My Model")
+    assert (code, err) == (1, ["genseg: 'My Model' cannot name a bundle: choose a folder named in lower-case letters, "
+                               "digits and dashes."])
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.txt").write_text("years of work")
+    code, _, err = run(capsys, "train", "small", "-o", thesis)
+    assert (code, err) == (1, [f"genseg: {thesis} holds something other than a bundle: choose another folder."])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"] and len(list(thesis.iterdir())) == 1
 
 
 def test_tables_are_aligned() -> None:
