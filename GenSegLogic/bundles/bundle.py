@@ -78,13 +78,16 @@ class Bundle:
         paths = [self.folder / path for path in (METADATA_PATH, *self.metadata["files"])]
         return sum(path.stat().st_size for path in paths if path.is_file())
 
-    def verify(self) -> None:
+    def verify(self, remedy: str = "") -> None:
         """Compare every file with its SHA-256, the metadata with the digest.
+
+        Args:
+            remedy: what the message says to do; "": fetch or import the bundle again.
 
         Raises:
             GenSegError: naming the first file that is missing or has changed.
         """
-        again = f"fetch or import the bundle {self.name} again"
+        again = remedy or f"fetch or import the bundle {self.name} again"
         if _metadata_digest(self.folder / METADATA_PATH, self.digest) != self.digest:
             raise GenSegError(f"{self.folder / METADATA_PATH} has changed since the bundle was written; {again}.")
         for path, expected in self.metadata["files"].items():

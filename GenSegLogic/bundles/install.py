@@ -40,7 +40,7 @@ def import_bundle(source: Path, progress: Progress = silent) -> Bundle:
             else:
                 _extract(source, staging, progress)
             bundle = read_bundle(staging)
-            bundle.verify()
+            bundle.verify(f"get the bundle {bundle.name} again from where it came from")
         except GenSegError as error:  # the user knows the source, not our temporary folder
             raise GenSegError(str(error).replace(str(staging), str(source))) from error
         folder = _place(bundle.name)
