@@ -54,7 +54,8 @@ class Engine:
     ``Engine().run(NoduleTask(steps=8), read_volume("chest.nrrd"))``
 
     Where the memory does not suffice, it tries the task's lighter variants, then lower precision, then the CPU, and
-    says so in ``Results.messages``. Results made on the CPU with the same seed are the same to the byte.
+    says so in ``Results.messages``. Results made with the same seed on the same kind of CPU are the same to the byte;
+    another kind may compute in another precision (see :func:`precision`) or order.
     Tasks from several threads run one after another.
     """
 
@@ -337,10 +338,14 @@ def _autocast(attempt: Attempt) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(attempt.device.type, attempt.dtype, enabled=attempt.dtype != torch.float32)
 
 
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                  "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "Failed to allocate memory for image")
+"""How plain RuntimeErrors say that memory ran out: of torch's allocator on the CPU, CUDA's libraries, SimpleITK."""
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch raises a plain RuntimeError that names its allocator.
     return (isinstance(error, (MemoryError, _torch().OutOfMemoryError))
-            or "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error))
+            or any(text in str(error) for text in _OUT_OF_MEMORY))
 
 
 def _bytes_of(loaded: LoadedBundle) -> int:

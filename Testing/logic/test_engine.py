@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 
 import GenSegLogic
@@ -48,6 +49,10 @@ class NetworkTask(ThresholdTask):
                 np.empty(2**60, np.uint8)
             if self.failure == "torch":
                 torch.empty(2**60, dtype=torch.uint8)
+            if self.failure == "SimpleITK":
+                SimpleITK.Image((2**20, 2**20, 2**10), SimpleITK.sitkFloat64)
+            if self.failure.startswith("CU"):
+                raise RuntimeError(self.failure)
             torch.ones(2, 3) @ torch.ones(2, 3)
         numbers = " ".join(f"{float(score):.9e}" for score in scores)
         return Results(summary=f"window {self.window}, deterministic {torch.are_deterministic_algorithms_enabled()}, "
@@ -166,7 +171,10 @@ def test_a_task_that_fits_nowhere_is_refused_before_it_starts() -> None:
     assert not any(message.startswith("Step") for message in calls)
 
 
-@pytest.mark.parametrize("failure", ["numpy", "torch"])
+@pytest.mark.parametrize("failure", [
+    "numpy", "torch", "SimpleITK", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+])
 def test_running_out_of_memory_steps_down_once_for_each_rung(failure: str) -> None:
     results = Engine("cpu").run(NetworkTask(window=128, fail_above=32, failure=failure), bright_scan())
     assert results.summary.startswith("window 32,")
