@@ -10,6 +10,7 @@ from typing import Any
 
 from ..tasks import load
 from .console import Console
+from .options import WrongUse, device
 
 _OWN_ARGUMENTS = ("command", "task_name", "quiet", "json", "benchmark")
 
@@ -37,6 +38,10 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from ..evaluation import BENCHMARKS
 
     own = {name: value for name, value in vars(arguments).items() if name not in _OWN_ARGUMENTS}
+    try:
+        device(str(own.get("device", "auto")))
+    except argparse.ArgumentTypeError as error:
+        raise WrongUse(str(error)) from error
     result = load(BENCHMARKS[arguments.benchmark])(own, console.progress)
     for name, value in result.items():
         if _is_rows(value):

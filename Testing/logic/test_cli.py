@@ -121,7 +121,8 @@ def test_only_values_of_options_are_joined() -> None:
     ["threshold", "SCAN", "-o", "OUT", "--window", "many"], ["threshold", "SCAN", "-o", "OUT", "--seed-point", "1,2"],
     ["threshold", "SCAN", "-o", "OUT", "--thresh", "3"], ["batch", "nothing", "IN", "-o", "OUT"],
     ["batch", "threshold", "IN", "-o", "OUT", "--workers", "0"], ["train", "nothing"], ["evaluate", "nothing"],
-    ["threshold", "SCAN", "-o", "OUT", "--device", "gpu"], ["phantom", "nothing", "-o", "OUT"],
+    ["threshold", "SCAN", "-o", "OUT", "--device", "gpu"], ["serve", "--device", "cpu", "--device", "gpu"],
+    ["phantom", "nothing", "-o", "OUT"],
     ["phantom", "chest", "-o", "OUT", "--seed", "2147483648"],
     ["phantom", "chest", "-o", "OUT", "--seed", "\N{SUPERSCRIPT TWO}"]])
 def test_wrong_use_is_2_and_writes_nothing(
@@ -329,6 +330,11 @@ def test_a_recipe_gets_its_folder_minutes_and_seed(
     assert (code, err) == (0, [])
     assert (tmp_path / "bundles" / "small" / "card.txt").read_text() == "1.5 4"
     assert run(capsys, "train", "small", "--minutes", "0")[0] == 2
+
+
+def test_a_benchmark_on_no_device_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "evaluate", "nodules-phantom", "--device", "gpu")
+    assert (code, out, err) == (2, [], ["genseg: The device is 'gpu', but must be auto, cpu, cuda or cuda:N."])
 
 
 def test_where_no_bundle_can_go_is_said_before_training(
