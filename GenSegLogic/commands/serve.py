@@ -12,13 +12,12 @@ from typing import Any
 
 from ..errors import GenSegError
 from ..service.wire import LOOPBACK, TOKEN_VARIABLE
-from .options import device, positive
+from .options import positive
 
 
 def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Add the arguments. The token has none, for everybody on the machine can read a process's command line."""
-    parser.add_argument("--device", type=device, action="append",
-                        help="auto, cpu, cuda or cuda:N; given again, one queue each")
+    parser.add_argument("--device", action="append", help="auto, cpu, cuda or cuda:N; given again, one queue each")
     parser.add_argument("--host", default=LOOPBACK, help=f"a loopback address of this machine (default {LOOPBACK})")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system choose (default)")
     parser.add_argument("--token-file", type=Path,

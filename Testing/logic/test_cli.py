@@ -121,8 +121,7 @@ def test_only_values_of_options_are_joined() -> None:
     ["threshold", "SCAN", "-o", "OUT", "--window", "many"], ["threshold", "SCAN", "-o", "OUT", "--seed-point", "1,2"],
     ["threshold", "SCAN", "-o", "OUT", "--thresh", "3"], ["batch", "nothing", "IN", "-o", "OUT"],
     ["batch", "threshold", "IN", "-o", "OUT", "--workers", "0"], ["train", "nothing"], ["evaluate", "nothing"],
-    ["threshold", "SCAN", "-o", "OUT", "--device", "gpu"], ["serve", "--device", "cpu", "--device", "gpu"],
-    ["phantom", "nothing", "-o", "OUT"],
+    ["threshold", "SCAN", "-o", "OUT", "--device", "gpu"], ["phantom", "nothing", "-o", "OUT"],
     ["phantom", "chest", "-o", "OUT", "--seed", "2147483648"],
     ["phantom", "chest", "-o", "OUT", "--seed", "\N{SUPERSCRIPT TWO}"]])
 def test_wrong_use_is_2_and_writes_nothing(
