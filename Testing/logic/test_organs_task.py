@@ -272,7 +272,7 @@ def test_all_that_the_bundle_knows_is_segmented_without_a_list(engine: Engine, c
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [({"organs": ("heart",)}, "There is no organ 'heart'"), ({"steps": 0}, "steps is 0"),
-     ({"bundle": "tiny-sam2"}, "tiny-sam2 is a sam2"), ({"bundle": "nowhere"}, "nowhere")],
+     ({"bundle": "tiny-sam2"}, "tiny-sam2 is a bundle of kind sam2"), ({"bundle": "nowhere"}, "nowhere")],
 )
 def test_bad_input_ends_in_one_sentence(engine: Engine, ct: Volume, change: dict, sentence: str) -> None:
     with pytest.raises(GenSegError, match=r"\.$") as caught:

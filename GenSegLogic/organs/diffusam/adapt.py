@@ -154,7 +154,7 @@ def adapt(
 
 def _load(source: Bundle, device: str) -> OrganModels:
     if source.kind != "organs":
-        raise GenSegError(f"{source.name} is a {source.kind}; adapting needs a bundle of kind organs.")
+        raise GenSegError(f"{source.name} is a bundle of kind {source.kind}, but adapting needs one of kind organs.")
     sam2 = load_bundle(find_bundle(source.metadata["sam2"]["name"]), device)
     return organ_models(load_bundle(source, device), sam2)
 

@@ -185,7 +185,8 @@ def load_models(bundle: str, engine: Engine) -> OrganModels:
 
     organs = engine.networks(bundle)
     if organs.bundle.kind != "organs":
-        raise GenSegError(f"{organs.bundle.name} is a {organs.bundle.kind}, but organs needs a bundle of kind organs.")
+        raise GenSegError(f"{organs.bundle.name} is a bundle of kind {organs.bundle.kind}, but organs needs one of "
+                          "kind organs.")
     return organ_models(organs, engine.networks(organs.bundle.metadata["sam2"]["name"]))
 
 
