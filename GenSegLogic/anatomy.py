@@ -25,7 +25,7 @@ class Organ:
         label: its voxel value in label volumes, 1..13.
         title: what people read (``Right kidney``).
         color: red, green, blue in [0, 1].
-        least_ml: few adults' whole organ is smaller; what is, has to be certain to be taken for one.
+        least_ml: hardly any adult's whole organ is smaller; what is, has to be certain to be taken for one.
         type: the SNOMED concept.
         modifier: the side of a paired organ, the patient's.
     """
@@ -49,7 +49,7 @@ _ADRENAL = Code("SCT", "23451007", "Adrenal gland")
 ORGANS: dict[str, Organ] = {
     organ.name: organ
     for organ in (
-        Organ("spleen", 1, "Spleen", (0.62, 0.43, 0.64), 100, Code("SCT", "78961009", "Spleen")),
+        Organ("spleen", 1, "Spleen", (0.62, 0.43, 0.64), 50, Code("SCT", "78961009", "Spleen")),
         Organ("right_kidney", 2, "Right kidney", (0.73, 0.40, 0.32), 40, _KIDNEY, RIGHT),
         Organ("left_kidney", 3, "Left kidney", (0.83, 0.54, 0.42), 40, _KIDNEY, LEFT),
         Organ("gallbladder", 4, "Gallbladder", (0.55, 0.68, 0.32), 2, Code("SCT", "28231008", "Gallbladder")),
