@@ -17,8 +17,8 @@ from .counterfactual import noise_like
 from .models import LatentFlow
 
 START = 0.95
-"""Noise fraction to begin at. The hole begins as noise alone; at 1, where what is known is noise too, a step of the
-first order would be wasted on the mean of all scans."""
+"""Noise fraction to begin at. The hole begins as noise alone; at 1 its surroundings would be noise alone too, and say
+nothing in the first step."""
 STEPS = 5
 REPEATS = 2
 """Times that every step is taken [RePaint's resampling]: the inside sees what the step made of it and of its rim."""
@@ -68,4 +68,3 @@ def inpaint(
             callback(draw * STEPS + step + 1, DRAWS * STEPS)
         total += flow.decode(x)
     return total / DRAWS
-
