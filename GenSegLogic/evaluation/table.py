@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .cases import KINDS
-from .methods import ATTRIBUTIONS
+from .methods import ATTRIBUTIONS, TASK
 from .metrics import FROC_RATES, Mark, bootstrap_interval, froc, operating_point
 
 Row = dict[str, Any]
@@ -111,12 +111,14 @@ def clean_rows(predictor: str, records: Sequence[Mapping[str, Any]]) -> list[Row
 def detection(predictor: str, records: Sequence[Mapping[str, Any]]) -> Row:
     """Sensitivity at one false positive per scan, for nodules of 6 mm and more; hits on smaller ones do not count.
 
+    Besides, what a search with the task's own ``probability`` finds (``default_...``).
+
     Args:
         predictor: its name.
         records: one per scan: ``diameters_mm`` of its nodules, ``marks`` by predictor: (probability, nodule) of its
             candidates, with nodule numbers from 1, 0 for none, negative for findings that do not count.
     """
-    scans, wanted = [], 0
+    scans, wanted, empty = [], 0, 0
     for record in records:
         diameters = record["diameters_mm"]
         wanted += sum(diameter >= DETECTED_FROM_MM for diameter in diameters)
@@ -125,18 +127,25 @@ def detection(predictor: str, records: Sequence[Mapping[str, Any]]) -> Row:
             small = nodule > 0 and diameters[nodule - 1] < DETECTED_FROM_MM
             marks.append(Mark(probability, -1 if small else nodule))
         scans.append(marks)
+        empty += not diameters and all(mark.probability < TASK.probability for mark in marks)
     curve = froc(scans, wanted)
     false_positives, sensitivity, probability = operating_point(curve, SCAN_RATE)
+    # Along the curve both only rise as the probability falls.
+    default = max((point[:2] for point in curve if point[2] >= TASK.probability), default=(0.0, 0.0))
     return {
         "predictor": predictor,
         "sensitivity": sensitivity,
         "false_positives_per_scan": false_positives,
         "probability": probability,
+        "default_probability": TASK.probability,
+        "default_sensitivity": default[1],
+        "default_false_positives_per_scan": default[0],
         "froc": [[rate, operating_point(curve, rate)[1]] for rate in FROC_RATES],
         "nodules": wanted,
         "nodules_of_all_sizes": sum(len(record["diameters_mm"]) for record in records),
         "scans": len(records),
         "clean_scans": sum(not record["diameters_mm"] for record in records),
+        "clean_scans_left_empty": empty,
     }
 
 

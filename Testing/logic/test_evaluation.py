@@ -111,6 +111,12 @@ def test_detection_leaves_small_nodules_out() -> None:
     assert (found["nodules"], found["nodules_of_all_sizes"], found["scans"], found["clean_scans"]) == (2, 3, 3, 1)
     assert (found["sensitivity"], found["false_positives_per_scan"]) == (0.5, 0.0)  # the second costs 4 of 3 scans
     assert dict(map(tuple, found["froc"]))[2.0] == 1.0
+    assert (found["default_probability"], found["clean_scans_left_empty"]) == (0.5, 1)
+    assert found["default_sensitivity"] == 0.5 and found["default_false_positives_per_scan"] == pytest.approx(1 / 3)
+    records[2]["marks"]["p"].append((0.5, 0))
+    assert table.detection("p", records)["clean_scans_left_empty"] == 0
+    nothing = table.detection("p", [{"diameters_mm": [9.0], "marks": {"p": [(0.1, 1)]}}])
+    assert nothing["sensitivity"] == 1.0 and nothing["default_sensitivity"] == 0.0
 
 
 # Cases
