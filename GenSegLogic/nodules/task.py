@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .region import Region
 
 LUNG_HU = (-1000.0, -600.0)
-MOST_LABELS = 10
+MOST_MASK_VALUES = 10
 """A lung mask may tell lobes and windpipe apart; what holds more values than this is something else, a scan mostly."""
 
 
@@ -243,11 +243,11 @@ def check_lungs(lungs: Volume, image: Volume) -> None:
         found = np.unique(voxels).astype(float)
         values.update(found.tolist())
         fractions = bool((found != np.rint(found)).any())
-        if fractions or len(values) > MOST_LABELS:
+        if fractions or len(values) > MOST_MASK_VALUES:
             raise GenSegError(
                 f"{lungs.name} is no lung mask, since it holds "
-                f"{'fractions' if fractions else f'more than {MOST_LABELS} values'}; give a volume that is 0 outside "
-                "the lungs and a whole number inside."
+                f"{'fractions' if fractions else f'more than {MOST_MASK_VALUES} values'}; give a volume that is 0 "
+                "outside the lungs and a whole number inside."
             )
     if not (resample_like(lungs, image, "nearest", 0).voxels > 0).any():
         raise GenSegError(

@@ -342,7 +342,7 @@ def test_cases_that_do_not_fit_are_refused(phantom: AbdomenPhantom) -> None:
 
 def test_other_grey_values_keep_the_air_dark(scan: tuple[Volume, np.ndarray]) -> None:
     voxels = scan[0].voxels
-    versions = list(shown(voxels, np.random.default_rng(0), 3))
+    versions = shown(voxels, np.random.default_rng(0), 3)
     for version in versions:
         assert version.shape == voxels.shape and version.dtype == np.float32
         assert version.min() >= 0 and version.max() <= 1 and version[voxels == 0].max() < 0.05

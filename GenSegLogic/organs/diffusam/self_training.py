@@ -7,7 +7,7 @@ was trained to be as sure as it is right. So members count by how certain they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -34,14 +34,16 @@ ABSENT = 0.1
 """Highest mean probability up to which the organ's absence is learned."""
 
 
-def shown(voxels: np.ndarray, rng: np.random.Generator, curves: int) -> Iterator[np.ndarray]:
-    """A scan (K, S, S) in [0, 1] in the grey values of every member, one after the other."""
+def shown(voxels: np.ndarray, rng: np.random.Generator, curves: int) -> list[np.ndarray]:
+    """A scan (K, S, S) in [0, 1] in the grey values of every member, ``curves`` of them random."""
     body = voxels > 0.03
     ranks = equalised(voxels)
-    yield from (voxels, voxels**0.7, voxels**1.4, ranks, np.where(body, 1 - ranks, voxels))
+    versions = [voxels, voxels**0.7, voxels**1.4, ranks, np.where(body, 1 - ranks, voxels)]
     for _ in range(curves):
         curve = rng.uniform(0.05, 0.95, KNOTS)
-        yield np.where(body, np.interp(ranks, np.linspace(0.05, 0.95, KNOTS), curve), voxels).astype(np.float32)
+        bent = np.interp(ranks, np.linspace(0.05, 0.95, KNOTS), curve)
+        versions.append(np.where(body, bent, voxels).astype(np.float32))
+    return versions
 
 
 def equalised(voxels: np.ndarray) -> np.ndarray:
@@ -69,10 +71,11 @@ def pseudo_label(volume: Volume, models: OrganModels, rng: np.random.Generator, 
         callback: called with the fraction done; may raise.
     """
     members = []
-    for number, voxels in enumerate(shown(volume.voxels, rng, curves)):
+    versions = shown(volume.voxels, rng, curves)
+    for number, voxels in enumerate(versions, start=1):
         readout = look_at(volume.with_voxels(voxels), models).context.readout
         members.append(readout.sigmoid().half().cpu().numpy())
-        callback((number + 1) / (5 + curves))
+        callback(number / len(versions))
     labels = np.zeros(volume.shape, np.uint8)
     highest = np.full(volume.shape, 0.5, np.float32)
     known = np.zeros((len(labels), len(models.organs)), np.uint8)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 BUNDLES = {"CT": "abdomen-ct", "MR": "abdomen-mr"}
 """The bundle that ``auto`` takes, by modality."""
-WITHOUT_ORGANS = 1.1
+FAT_MARGIN = 1.1
 """A body so much wider than what is looked at has only fat and muscle outside of it."""
 FAT_HU = -60.0
 """Fat and air make up more than 2 % of any CT of the trunk and lie below; MR has no such negative values."""
@@ -88,7 +88,7 @@ class OrgansTask(Task):
 
             field_mm = CanonicalGrid().size * CanonicalGrid().spacing_mm
             body_mm = max(body_size_mm(image))
-            if body_mm > WITHOUT_ORGANS * field_mm:
+            if body_mm > FAT_MARGIN * field_mm:
                 doubts.append(f"The body in {image.name} is about {body_mm:.0f} mm wide, but only its inner "
                               f"{field_mm:.0f} mm are looked at: what lies further out is left empty.")
         return doubts
