@@ -14,9 +14,9 @@ from slicer.ScriptedLoadableModule import (
 
 import GenSegPanel  # noqa: F401 - first, for it makes GenSegLogic importable
 from GenSegLogic.anatomy import ORGANS, check_names
-from GenSegLogic.bundles import find_bundle
+from GenSegLogic.bundles import AUTO, find_bundle
 from GenSegLogic.errors import GenSegError
-from GenSegLogic.organs.diffusam.task import AUTO, BUNDLES, OrgansTask, modality_of
+from GenSegLogic.organs.diffusam.task import OrgansTask, bundle_for
 from GenSegPanel import parameters, preflight, samples, timing
 from GenSegPanel.adaptation_section import AdaptationSection
 from GenSegPanel.job import PanelJob, task_job
@@ -267,7 +267,7 @@ class GenSegOrgansLogic(ScriptedLoadableModuleLogic):
 
 def _bundle(name, volume):
     """The bundle that a task takes for a volume; GenSegError if it is not there or of another kind."""
-    bundle = find_bundle(BUNDLES[modality_of(volume)] if name == AUTO else name)
+    bundle = find_bundle(bundle_for(volume, name))
     if bundle.kind != "organs":
         raise GenSegError(_("{name} is no model of organs: choose another model.").format(name=bundle.name))
     return bundle

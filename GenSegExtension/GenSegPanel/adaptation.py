@@ -24,7 +24,7 @@ from GenSegLogic.bundles.bundle import is_name
 from GenSegLogic.bundles.folders import cached_bundles_folder, is_taken
 from GenSegLogic.datasets.labels import organ_coded, organ_named
 from GenSegLogic.errors import GenSegError
-from GenSegLogic.organs.diffusam.task import AUTO, BUNDLES, modality_of
+from GenSegLogic.organs.diffusam.task import bundle_for
 from GenSegLogic.volume import Volume
 from GenSegScene.segmentations import mask_from_segment
 from GenSegScene.volumes import volume_from_node
@@ -132,7 +132,7 @@ class Adaptation:
                     raise GenSegError(_("{scan} has no segmentation: add it again with one, or tick learning without "
                                         "labels.").format(scan=image.GetName()))
                 marked_organs(image, segmentation)
-        request = {"source": find_bundle(BUNDLES[modality_of(scans[0])] if source == AUTO else source).name,
+        request = {"source": find_bundle(bundle_for(scans[0], source)).name,
                    "minutes": minutes, "seed": seed, "device": device, "source_free": sourceFree,
                    "output": str(cached_bundles_folder() / name)}
         self.state, self._output = "preparing", Path(request["output"])

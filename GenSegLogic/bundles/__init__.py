@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .bundle import Bundle, read_bundle, seal_bundle
-from .folders import cache_folder, find_bundle, is_shipped, list_bundles, shipped_folder
+from .folders import AUTO, cache_folder, find_bundle, is_shipped, list_bundles, shipped_folder
 
 if TYPE_CHECKING:
     import torch
 
     from .weights import LoadedBundle
 
-__all__ = ["Bundle", "cache_folder", "find_bundle", "is_shipped", "list_bundles", "load_bundle", "read_bundle",
+__all__ = ["AUTO", "Bundle", "cache_folder", "find_bundle", "is_shipped", "list_bundles", "load_bundle", "read_bundle",
            "seal_bundle", "shipped_folder", "write_bundle"]
 
 

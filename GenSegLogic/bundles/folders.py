@@ -22,6 +22,8 @@ from ..errors import GenSegError
 from .bundle import METADATA_PATH, Bundle, read_bundle
 from .registry import read_registry
 
+AUTO = "auto"
+"""By this word tasks are left to choose a bundle themselves; no bundle may bear it."""
 _PACKAGE = Path(__file__).absolute().parents[1]
 
 
@@ -110,13 +112,13 @@ def _not_found(wanted: str, names: list[str]) -> str:
 
 def is_taken(name: str, folder: Path | None = None) -> bool:
     """Whether a new bundle of that name would hide another one or be hidden by it: a bundle that is here, published
-    weights, or ``auto``, by which tasks choose.
+    weights, or :data:`AUTO`.
 
     Args:
         folder: where the new bundle goes; one that lies there already is replaced and hides nothing.
     """
     others = {bundle.name for bundle in list_bundles() if folder is None or bundle.folder.resolve() != folder.resolve()}
-    return name == "auto" or name in read_registry() or name in others
+    return name == AUTO or name in read_registry() or name in others
 
 
 def is_shipped(bundle: Bundle) -> bool:

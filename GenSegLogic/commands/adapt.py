@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundles.folders import is_taken
+from ..bundles.folders import AUTO, is_taken
 from ..errors import GenSegError
 from .console import Console
 from .options import WrongUse, add_device_option, checked_bundle_folder, positive, seed
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
                         help="what the values of label volumes stand for: btcv (default), chaos, chaos-1234, amos, or "
                              "pairs such as 1=liver,2=right_kidney")
     parser.add_argument("--source-free", action="store_true", help="learn from the scans alone, without their labels")
-    parser.add_argument("--bundle", metavar="NAME", default="auto",
+    parser.add_argument("--bundle", metavar="NAME", default=AUTO,
                         help="bundle of kind organs to start from (default auto: abdomen-ct or abdomen-mr)")
     parser.add_argument("--minutes", type=positive, default=5.0, help="how long to learn at most (default 5)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default 0)")
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from ..bundles import find_bundle
     from ..datasets.labels import numbers_from, read_labels
     from ..engine import Engine
-    from ..organs.diffusam.task import AUTO, BUNDLES, modality_of
+    from ..organs.diffusam.task import bundle_for
     from ..volume import read_volume
 
     numbers = None if arguments.numbers is None else numbers_from(arguments.numbers)
@@ -56,8 +56,7 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     images = [read_volume(path, arguments.series) for path in arguments.image]
     labels = [None] * len(images) if arguments.source_free else [
         read_labels(path, numbers, image) for path, image in zip(arguments.labels, images, strict=True)]
-    name = BUNDLES[modality_of(images[0])] if arguments.bundle == AUTO else arguments.bundle
-    source = find_bundle(name)
+    source = find_bundle(bundle_for(images[0], arguments.bundle))
 
     from ..organs.diffusam.adapt import adapt  # late, for it loads torch: what is wrong was said before
 
@@ -68,9 +67,10 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.say(sentence)
     summary = f"The bundle {bundle.name} is in {bundle.folder}; use it with --bundle {bundle.folder}."
     console.say(summary)
-    return {"bundle": bundle.name, "directory": bundle.folder, "source": name, "source_free": arguments.source_free,
-            "cases": [str(path) for path in arguments.image], "curve": adapted.curve, "messages": adapted.messages,
-            "organs": list(bundle.metadata["organs"]), "summary": summary}
+    return {"bundle": bundle.name, "directory": bundle.folder, "source": source.name,
+            "source_free": arguments.source_free, "cases": [str(path) for path in arguments.image],
+            "curve": adapted.curve, "messages": adapted.messages, "organs": list(bundle.metadata["organs"]),
+            "summary": summary}
 
 
 def _checked_output(path: Path) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundles import find_bundle
+from ..bundles import AUTO, find_bundle
 from ..datasets.labels import numbers_from
 from ..datasets.organ_cases import OrganCase, read_numbered
 from ..errors import GenSegError
@@ -42,7 +42,7 @@ def add_few_shot_arguments(parser: argparse.ArgumentParser) -> None:
     add_learning_arguments(parser, METHODS)
     parser.add_argument("--unet-minutes", type=float, default=10.0, metavar="N",
                         help="minutes of training a U-Net at most, and of pretraining it (default 10)")
-    parser.add_argument("--bundle", default="auto", metavar="NAME",
+    parser.add_argument("--bundle", default=AUTO, metavar="NAME",
                         help="bundle to start from (default auto: abdomen-ct or abdomen-mr)")
     parser.add_argument("--learn", nargs="+", metavar="CASE", help="names of the cases to learn from")
     parser.add_argument("--test", nargs="+", metavar="CASE", help="names of the cases to test")
@@ -106,7 +106,7 @@ def run_few_shot(
         split: (learned from, tested); the tested are read one after another.
     """
     from ..engine import Engine
-    from ..organs.diffusam.task import AUTO, BUNDLES, modality_of
+    from ..organs.diffusam.task import bundle_for, modality_of
 
     engine, cache, rows = Engine(arguments["device"]), Cache(arguments["cache"], benchmark), []
     pretrained: dict[tuple, Any] = {}
@@ -115,7 +115,7 @@ def run_few_shot(
     for number, (learn, tests, seed) in enumerate(units):
         told = part(progress, number / len(units), (number + 1) / len(units))
         modality = modality_of(learn[0].image)
-        source = BUNDLES[modality] if arguments["bundle"] == AUTO else arguments["bundle"]
+        source = bundle_for(learn[0].image, arguments["bundle"])
         labelled = [name for name in FOUR if name in learn[0].organs]
         organs = tuple(labelled or learn[0].organs)
         setting = Setting(engine, source, organs, arguments["minutes"], arguments["unet_minutes"], seed)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ...anatomy import ORGANS, check_names
+from ...bundles import AUTO
 from ...errors import GenSegError
 from ...progress import Progress, part
 from ...results import Results, Segmentation
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
     from ...engine import Engine
     from .models import MemorySource, OrganModels
 
-AUTO = "auto"
 BUNDLES = {"CT": "abdomen-ct", "MR": "abdomen-mr"}
-"""The bundle that ``auto`` takes, by modality."""
+"""The bundle that AUTO takes, by modality."""
 FAT_MARGIN = 1.1
 """A body so much wider than what is looked at has only fat and muscle outside of it."""
 FAT_HU = -60.0
@@ -102,7 +102,7 @@ class OrgansTask(Task):
         """
         image = volumes["image"]
         modality = modality_of(image)
-        name = BUNDLES[modality] if self.bundle == AUTO else self.bundle
+        name = bundle_for(image, self.bundle)
         models = load_models(name, engine)
         messages = []
         learned = engine.networks(name).bundle.metadata["image"]["modality"]
@@ -197,6 +197,11 @@ def modality_of(image: Volume) -> str:
         return stated
     sample = image.voxels[:: max(1, image.shape[0] // 24), ::4, ::4]
     return "CT" if (sample < FAT_HU).mean() > 0.02 else "MR"
+
+
+def bundle_for(image: Volume, name: str = AUTO) -> str:
+    """``name``, or for AUTO the bundle of the scan's modality."""
+    return BUNDLES[modality_of(image)] if name == AUTO else name
 
 
 def titles(names: Sequence[str]) -> str:
