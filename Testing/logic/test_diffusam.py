@@ -191,8 +191,7 @@ def test_orientation_does_not_matter(phantom: AbdomenPhantom, flips: tuple[int, 
         if flip < 0:
             affine[:3, 3] += affine[:3, axis] * (phantom.image.voxels.shape[2 - axis] - 1)
             affine[:3, axis] *= -1
-    turned = Volume(np.ascontiguousarray(np.transpose(voxels, (2, 0, 1))), affine[:, [1, 0, 2, 3]][:, [0, 2, 1, 3]])
-    turned = Volume(np.ascontiguousarray(voxels), affine)
+    turned = Volume(np.ascontiguousarray(np.transpose(voxels, (2, 0, 1))), affine[:, [1, 2, 0, 3]])
     straight, other = grid.apply(phantom.image), grid.apply(turned)
     assert straight.shape[1:] == other.shape[1:] == (160, 160)
     np.testing.assert_allclose(straight.affine[:3, :3], other.affine[:3, :3], atol=1e-6)
@@ -298,6 +297,14 @@ def test_a_case_is_held_out_only_if_the_others_have_its_organs(models: OrganMode
     assert held_out("liver", "liver", "left_kidney") == 1
     assert held_out("liver", "spleen", "left_kidney") is None
     assert held_out("liver", "liver") is None
+
+
+def test_a_held_out_case_keeps_labelled_slices_however_few() -> None:
+    labels = np.zeros((100, 8, 8), np.uint8)
+    labels[49:51, 2:4] = 1
+    thin = adaptation._thinned(LabelledScan((labels.astype(np.float32),), labels, np.ones((100, 1), np.uint8)))
+    assert len(thin.images[0]) == len(thin.labels) == len(thin.known) <= adaptation.HELD_OUT_SLICES
+    assert thin.labels.any() and (thin.images[0] == thin.labels).all()
 
 
 def test_losses_are_computed_on_the_device_of_the_batch(models: OrganModels, monkeypatch: pytest.MonkeyPatch) -> None:
