@@ -12,6 +12,7 @@ try:
     import panel_stand_in
 
     panel_stand_in.install()
-    panel_stand_in.add_module(ROOT / "GenSegExtension" / "GenSegNodules" / "GenSegNodules.py")
+    for module in ("GenSegNodules", "GenSegOrgans"):
+        panel_stand_in.add_module(ROOT / "GenSegExtension" / module / f"{module}.py")
 except ImportError:  # there is no slicer-core or no PySide6 for this Python or this system
     collect_ignore_glob = ["test_*.py"]
