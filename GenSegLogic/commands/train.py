@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..engine import choose_device
 from ..tasks import load
 from .console import Console
-from .options import checked_bundle_folder, positive, seed
+from .options import add_device_option, checked_bundle_folder, positive, seed
+
+PRIORS = ("organs-ct", "organs-mr")
+"""Recipes that train on any device, and for any SAM 2."""
 
 
 def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -22,6 +26,10 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
                              "was interrupted goes on from what lies beside it")
     parser.add_argument("--minutes", type=positive, default=90.0, help="how long to train at most (default 90)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default 0)")
+    if set(words) & set(PRIORS):
+        add_device_option(parser)
+        parser.add_argument("--sam2", metavar="NAME",
+                            help="bundle of SAM 2 that the prior is trained for (default abdomen-sam2)")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -29,6 +37,9 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from ..training.recipes import RECIPES
 
     output = checked_bundle_folder(arguments.output or Path("bundles") / arguments.recipe)
-    load(RECIPES[arguments.recipe])(output, arguments.minutes, arguments.seed, console.progress)
+    more = {}
+    if arguments.recipe in PRIORS:
+        more = {"device": str(choose_device(arguments.device)), "sam2": arguments.sam2}
+    load(RECIPES[arguments.recipe])(output, arguments.minutes, arguments.seed, console.progress, **more)
     console.say(f"The bundle {output.name} is in {output}.")
     return {"recipe": arguments.recipe, "directory": output}

@@ -82,7 +82,7 @@ def train(
         rate = learning_rate * warm_up * 0.5 * (1 + math.cos(math.pi * fraction))
         for group in optimizer.param_groups:
             group["lr"] = max(rate, 0.01 * learning_rate)
-        batch = {name: value.to(device) for name, value in next(batches).items()}
+        batch = to_device(next(batches), device)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
             loss = loss_of(network, batch)
         optimizer.zero_grad(set_to_none=True)
@@ -112,6 +112,11 @@ def train(
             torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "minutes": spent}, partial)
             partial.replace(checkpoint)
     return cast(Network, averaged.module.eval()), curve
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """A batch on the device where it is learned from."""
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 def read_state(file: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -41,26 +41,29 @@ def sam2(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def prior_ct(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+def prior_ct(output: Path, minutes: float, seed: int, progress: Progress, device: str = "cpu",
+             sam2: str | None = None) -> None:
     """The prior of CT."""
-    _prior("CT", output, minutes, seed, progress)
+    _prior("CT", output, minutes, seed, progress, device, sam2)
 
 
-def prior_mr(output: Path, minutes: float, seed: int, progress: Progress) -> None:
+def prior_mr(output: Path, minutes: float, seed: int, progress: Progress, device: str = "cpu",
+             sam2: str | None = None) -> None:
     """The prior of MR."""
-    _prior("MR", output, minutes, seed, progress)
+    _prior("MR", output, minutes, seed, progress, device, sam2)
 
 
-def _prior(modality: str, output: Path, minutes: float, seed: int, progress: Progress) -> None:
-    """The prior of one modality, as the bundle ``output``.
+def _prior(modality: str, output: Path, minutes: float, seed: int, progress: Progress, device: str,
+           sam2: str | None) -> None:
+    """The prior of one modality, as the bundle ``output``, for the bundle ``sam2`` (None: ``abdomen-sam2``).
 
     Raises:
-        GenSegError: if there is no bundle ``abdomen-sam2``, neither beside ``output`` nor among those installed.
+        GenSegError: if there is no bundle ``sam2``; ``abdomen-sam2`` may also lie beside ``output``.
     """
     from . import organs_prior as recipe
 
     beside = output.with_name(SAM2_BUNDLE)
-    sam2_bundle = find_bundle(beside if (beside / METADATA_PATH).is_file() else SAM2_BUNDLE)
+    sam2_bundle = find_bundle(sam2 or (beside if (beside / METADATA_PATH).is_file() else SAM2_BUNDLE))
     if sam2_bundle.kind != "sam2":
         raise GenSegError(f"{sam2_bundle.folder} is a bundle of kind {sam2_bundle.kind}, but the priors need one of "
                           "kind sam2.")
@@ -69,8 +72,10 @@ def _prior(modality: str, output: Path, minutes: float, seed: int, progress: Pro
     train, held_out, left = _phantoms(output, minutes, seed, progress)
     work = output.with_name(output.name + ".work")
     looks = recipe.LOOKS[modality]
+    # A prior for another SAM 2 begins anew: the weights fit, but what they have learned does not.
     trained, arguments, curve = recipe.fit(network, modality, load_scans(train, looks), load_scans(held_out, looks),
-                                           work, left, seed, part(progress, DRAWING_SHARE, 1))
+                                           work / sam2_bundle.digest[:12], left, seed,
+                                           part(progress, DRAWING_SHARE, 1), device)
     write_prior(output, modality, trained, arguments, sam2_bundle, curve, seed, left, len(train))
     shutil.rmtree(work, ignore_errors=True)
 
@@ -110,9 +115,12 @@ def write_prior(folder: Path, modality: str, network: Any, arguments: dict[str, 
     description = (f"DiffuSAM's diffusion prior for {modality} of the abdomen: thirteen organs without a prompt, "
                    f"through the frozen {sam2_bundle.name}.")
     recipe = f"organs-{modality.lower()}"
+    if sam2_bundle.name != SAM2_BUNDLE:
+        recipe += f" --sam2 {sam2_bundle.name}"
     metadata = _metadata("organs", description, image, recipe, curve, seed, minutes, phantoms, looks)
     metadata |= {"organs": list(ORGANS), "looks": list(looks),
-                 "sam2": {"name": sam2_bundle.name, "digest": sam2_bundle.digest}}
+                 "sam2": {"name": sam2_bundle.name, "digest": sam2_bundle.digest},
+                 "source": f"trained on procedural phantoms for {sam2_bundle.name}; no patient was used"}
     # Half precision in the file is enough for weights that are float32 again once loaded, and keeps what ships small.
     return _write(folder, metadata, {"prior": ("memory-prior", arguments, copy.deepcopy(network).half())})
 

@@ -21,7 +21,7 @@ from ..organs.diffusam.learning import (
 )
 from ..organs.diffusam.prior import new_prior
 from ..progress import Progress, part
-from .loop import train
+from .loop import to_device, train
 
 PAIRS = 6
 READING_SHARE = 0.7
@@ -34,36 +34,38 @@ other contrasts has something to start from where it is adapted to MR without la
 
 
 def fit(sam2: Sam2, modality: str, scans: Sequence[LabelledScan], held_out: Sequence[LabelledScan], work: Path,
-        minutes: float, seed: int, progress: Progress) -> tuple[MemoryPrior, dict[str, int], list[dict[str, float]]]:
+        minutes: float, seed: int, progress: Progress,
+        device: str = "cpu") -> tuple[MemoryPrior, dict[str, int], list[dict[str, float]]]:
     """Train the prior of one modality.
 
     Args:
         sam2: frozen; not one of its weights moves.
         modality: ``CT`` or ``MR``.
         scans, held_out: phantoms in the looks of :data:`LOOKS`.
-        work, minutes, seed, progress: see :func:`.loop.train`.
+        work, minutes, seed, progress, device: see :func:`.loop.train`.
 
     Returns:
         The prior, the arguments that build it, and the curve.
     """
     torch.manual_seed(seed)
-    sam2.eval().requires_grad_(False)
+    sam2.to(device).eval().requires_grad_(False)
     prior, arguments = new_prior(sam2, len(ORGANS))
     fixed = batches(held_out, PAIRS, seed + 9, 0.0, 0.3)
-    checks = [next(fixed) for _ in range(6)]
+    checks = [to_device(next(fixed), device) for _ in range(6)]
     reading, curve = train(
         prior, lambda network, batch: reading_loss(network, sam2, batch),
         batches(scans, 2 * PAIRS, seed, RANDOM_SHARE, paired=False),
         work / "reading", READING_SHARE * minutes, part(progress, 0, READING_SHARE), 1.5e-3, 0.99,
-        lambda network: validate(network, sam2, checks, reading_loss, "reading"),
+        lambda network: validate(network, sam2, checks, reading_loss, "reading"), device=device,
     )
     prior.load_state_dict(reading.state_dict())
-    fit_normalisation(prior, sam2, batches(scans, PAIRS, seed + 1, RANDOM_SHARE))
+    slices = batches(scans, PAIRS, seed + 1, RANDOM_SHARE)
+    fit_normalisation(prior, sam2, (to_device(batch, device) for batch in slices))
     freeze_reading(prior)
     trained, rows = train(
         prior, lambda network, batch: drawing_loss(network, sam2, batch), batches(scans, PAIRS, seed + 2, RANDOM_SHARE),
         work / "drawing", (1 - READING_SHARE) * minutes, part(progress, READING_SHARE, 1), 1e-3, 0.99,
-        lambda network: validate(network, sam2, checks, drawing_loss, "drawing"),
+        lambda network: validate(network, sam2, checks, drawing_loss, "drawing"), device=device,
     )
     return trained, arguments, [{"phase": 1, **row} for row in curve] + [{"phase": 2, **row} for row in rows]
 
@@ -72,7 +74,7 @@ def fit(sam2: Sam2, modality: str, scans: Sequence[LabelledScan], held_out: Sequ
 def validate(prior: MemoryPrior, sam2: Sam2, checks: Sequence[dict[str, Tensor]], loss: Loss,
              name: str) -> dict[str, float]:
     """Loss on held-out phantoms, always at the same noise."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         losses = [float(loss(prior, sam2, batch)) for batch in checks]
     return {f"validation_loss_{name}": sum(losses) / len(losses)}

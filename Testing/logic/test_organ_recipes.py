@@ -10,9 +10,11 @@ import torch
 
 from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.bundles import find_bundle, load_bundle
+from GenSegLogic.cli import main
 from GenSegLogic.organs.diffusam.learning import LabelledScan, batches
 from GenSegLogic.organs.diffusam.models import organ_models
 from GenSegLogic.training import organs, organs_data, organs_sam2
+from GenSegLogic.training.loop import CHECKPOINT
 from GenSegLogic.training.recipes import RECIPES
 
 
@@ -24,20 +26,31 @@ def test_sam2_then_priors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     messages: list[str] = []
     organs.sam2(tmp_path / "abdomen-sam2", 0.1, 0, lambda fraction, message: messages.append(message))
     sam2 = find_bundle(tmp_path / "abdomen-sam2")
-    for recipe, name in ((organs.prior_ct, "abdomen-ct"), (organs.prior_mr, "abdomen-mr")):
-        recipe(tmp_path / name, 0.1, 0, lambda fraction, message: messages.append(message))
+    organs.prior_ct(tmp_path / "abdomen-ct", 0.1, 0, lambda fraction, message: messages.append(message))
     assert any("step 1" in message for message in messages)
-    for modality, window in (("CT", [-160.0, 240.0]), ("MR", None)):
+    drawn = sorted((tmp_path / "abdomen-phantoms" / "train").iterdir())
+    assert [file.name for file in drawn] == ["case_0.npz", "case_5000.npz"]  # drawn once for all recipes
+
+    # A prior for another SAM 2 takes up nothing that was learned for the first.
+    network = load_bundle(sam2).networks["sam2"]
+    next(network.parameters()).add_(0.01)
+    other = organs.write_sam2(tmp_path / "other-sam2", network, [], 0, 0.0, 0)
+    unfinished = tmp_path / "abdomen-mr.work" / sam2.digest[:12] / "reading" / CHECKPOINT
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_bytes(b"no checkpoint of the other")
+    words = ["--minutes", "0.1", "--device", "cpu", "--sam2", str(other.folder)]
+    assert main(["train", "organs-mr", "-o", str(tmp_path / "abdomen-mr"), *words]) == 0
+
+    for modality, window, its_sam2, recipe in (("CT", [-160.0, 240.0], sam2, "genseg train organs-ct"),
+                                               ("MR", None, other, "genseg train organs-mr --sam2 other-sam2")):
         bundle = find_bundle(tmp_path / f"abdomen-{modality.lower()}")
         assert (bundle.kind, bundle.metadata["image"]["modality"]) == ("organs", modality)
         assert bundle.metadata["image"]["window_hu"] == window
-        assert bundle.metadata["sam2"] == {"name": "abdomen-sam2", "digest": sam2.digest}
-        assert bundle.metadata["training"]["curve"]
-        models = organ_models(load_bundle(bundle), load_bundle(sam2))
+        assert bundle.metadata["sam2"] == {"name": its_sam2.name, "digest": its_sam2.digest}
+        assert bundle.metadata["training"]["curve"] and bundle.metadata["training"]["recipe"] == recipe
+        models = organ_models(load_bundle(bundle), load_bundle(its_sam2))
         assert models.organs == tuple(ORGANS)
         assert models.prior.std.min() > 0 and not torch.equal(models.prior.std, torch.ones_like(models.prior.std))
-    drawn = sorted((tmp_path / "abdomen-phantoms" / "train").iterdir())
-    assert [file.name for file in drawn] == ["case_0.npz", "case_5000.npz"]  # drawn once for all recipes
 
 
 def test_one_anatomy_in_all_looks(tmp_path: Path) -> None:
