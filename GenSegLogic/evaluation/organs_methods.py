@@ -215,7 +215,8 @@ def pretrained_unet(look: str, grid: CanonicalGrid, setting: Setting, progress: 
         phantom = abdomen_phantom(number, look, "train")
         case = OrganCase(phantom.image.name, phantom.image, phantom.labels, tuple(ORGANS))
         scans.append(labelled_scan(case, grid, setting.organs, phantom.tissues))
-    return train_unet(scans, setting.organs, setting.unet_minutes, setting.seed, part(progress, 0.3, 1), None, 0.5)
+    return train_unet(scans, setting.organs, setting.unet_minutes, setting.seed, part(progress, 0.3, 1), None,
+                      0.5, setting.engine.device)
 
 
 def few_shot_segmenters(
@@ -237,7 +238,7 @@ def few_shot_segmenters(
         grid = load_models(setting.source, setting.engine).grid
         scans = [labelled_scan(case, grid, setting.organs) for case in learn]
         network = train_unet(scans, setting.organs, setting.unet_minutes, setting.seed, progress,
-                             start() if start is not None else None)
+                             start() if start is not None else None, device=setting.engine.device)
         return lambda case: segment_with_unet(network, case.image, grid, setting.organs)
 
     every: dict[str, Callable[[], Segmenter]] = {

@@ -17,6 +17,7 @@ from ..organs.diffusam.learning import LabelledScan, batches
 from ..organs.diffusam.task import Found
 from ..organs.regions import label_scan, plausible
 from ..progress import Progress
+from ..training.loop import to_device
 from ..volume import Volume, resample_like
 
 FEATURES = (24, 24, 48, 96, 192, 24)
@@ -49,6 +50,7 @@ def train_unet(
     progress: Progress,
     start: nn.Module | None = None,
     random_share: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
     """Train until the loss has reached its plateau, or ``minutes`` are over.
 
@@ -57,6 +59,7 @@ def train_unet(
         organs: names; channel 0 of the output is none of them.
         start: a network to go on from; it stays as it is.
         random_share: part of the slices in random looks; needs scans with tissues.
+        device: where to train.
     """
     from monai.losses import DiceCELoss
     from monai.networks.nets import BasicUNet
@@ -64,12 +67,13 @@ def train_unet(
     torch.manual_seed(seed)
     network: nn.Module = copy.deepcopy(start) if start is not None else BasicUNet(
         spatial_dims=2, in_channels=1, out_channels=len(organs) + 1, features=FEATURES)
-    network.train().requires_grad_(True)
+    network.to(device).train().requires_grad_(True)
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     rate, running, best, since = LEARNING_RATE, 0.0, float("inf"), 0
     began = time.monotonic()
-    for step, batch in enumerate(batches(scans, PAIRS, seed, random_share)):
+    for step, drawn in enumerate(batches(scans, PAIRS, seed, random_share)):
+        batch = to_device(drawn, device)
         loss: Tensor = loss_of(network(batch["image"]), batch["labels"][:, None].long())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -95,7 +99,8 @@ def segment_with_unet(network: nn.Module, image: Volume, grid: CanonicalGrid, or
     """Segment a scan of any grid, finished as DiffuSAM's masks are."""
     canonical = grid.apply(image)
     slices = torch.from_numpy(canonical.voxels)[:, None]
-    output = torch.cat([network(part).softmax(1) for part in slices.split(8)]).numpy()
+    device = next(network.parameters()).device
+    output = torch.cat([network(part.to(device)).softmax(1).cpu() for part in slices.split(8)]).numpy()
     probabilities = {name: np.ascontiguousarray(output[:, channel]) for channel, name in enumerate(organs, start=1)}
     labels = label_scan(plausible(probabilities, canonical), canonical, image)
     certain = Volume(output.max(1), canonical.affine, image.name)
