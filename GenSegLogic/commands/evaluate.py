@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 from typing import Any
 
 from ..tasks import load
 from .console import Console
-from .options import WrongUse, device
+from .options import WrongUse, device, positive
 
 _OWN_ARGUMENTS = ("command", "task_name", "quiet", "json", "benchmark")
+_CHECKS: dict[str, Callable[[str], Any]] = {"device": device, "minutes": positive, "unet_minutes": positive}
+"""What the values of benchmarks' options must be that benchmarks, which lie below the commands, cannot say."""
 
 
 def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -38,10 +40,11 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from ..evaluation import BENCHMARKS
 
     own = {name: value for name, value in vars(arguments).items() if name not in _OWN_ARGUMENTS}
-    try:
-        device(str(own.get("device", "auto")))
-    except argparse.ArgumentTypeError as error:
-        raise WrongUse(str(error)) from error
+    for name in _CHECKS.keys() & own.keys():
+        try:
+            _CHECKS[name](str(own[name]))
+        except argparse.ArgumentTypeError as error:
+            raise WrongUse(f"argument --{name.replace('_', '-')}: {error}") from error
     result = load(BENCHMARKS[arguments.benchmark])(own, console.progress)
     for name, value in result.items():
         if _is_rows(value):

@@ -331,9 +331,16 @@ def test_a_recipe_gets_its_folder_minutes_and_seed(
     assert run(capsys, "train", "small", "--minutes", "0")[0] == 2
 
 
-def test_a_benchmark_on_no_device_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "evaluate", "nodules-phantom", "--device", "gpu")
-    assert (code, out, err) == (2, [], ["genseg: The device is 'gpu', but must be auto, cpu, cuda or cuda:N."])
+@pytest.mark.parametrize("words, sentence", [
+    (["nodules-phantom", "--device", "gpu"], "--device: The device is 'gpu', but must be auto, cpu, cuda or cuda:N."),
+    (["organs-few-shot", "--data", ".", "--minutes", "nan"], "--minutes: 'nan' is not a number above 0"),
+    (["organs-few-shot", "--data", ".", "--unet-minutes", "0"], "--unet-minutes: '0.0' is not a number above 0"),
+])
+def test_a_benchmark_on_no_device_or_in_no_time_is_wrong_use(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    code, out, err = run(capsys, "evaluate", *words)
+    assert (code, out, err) == (2, [], [f"genseg: argument {sentence}"])
 
 
 def test_where_no_bundle_can_go_is_said_before_training(
