@@ -20,7 +20,7 @@ from .dicom import read_dicom_file, read_dicom_folder
 from .grid import SHEAR_LIMIT, Volume, scale_problem, shear, to_image
 from .meta_image import check_meta_image
 from .nifti import check_nifti_grid, check_nifti_voxels, read_nifti_header
-from .nrrd import check_nrrd_axes, read_nrrd_header
+from .nrrd import check_nrrd_axes, check_nrrd_voxels, read_nrrd_header
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -114,13 +114,26 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], header: Mapping[s
         raise GenSegError(f"{path} cannot be written: {error.strerror or error}; choose another folder.") from error
     try:
         SimpleITK.WriteImage(image, str(folder / path.name), useCompression=True, compressionLevel=1)
+        _check_written(folder / path.name, image)
         # The voxels first: a header is only ever seen with its voxels beside it.
         for written in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
             os.replace(written, path.parent / written.name)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, GenSegError) as error:
         raise GenSegError(f"{path} cannot be written; check the free space and the rights to its folder.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_written(path: Path, image: SimpleITK.Image) -> None:
+    """Look for the voxels in the file: ITK's NRRD and NIfTI writers lose them on a full disk without a word.
+
+    Raises:
+        GenSegError: if they are not all there.
+    """
+    if path.name.lower().endswith(".nrrd"):
+        check_nrrd_voxels(path, image.GetNumberOfPixels() * image.GetSizeOfPixelComponent())
+    elif path.name.lower().endswith((".nii", ".nii.gz")):
+        check_nifti_voxels(path, read_nifti_header(path))
 
 
 def _read_file(path: Path, layer: int | None) -> Volume:

@@ -52,7 +52,7 @@ def check_meta_image(path: Path) -> None:
     available = data_path.stat().st_size - start
     if fields.get("CompressedData", "").lower() == "true":
         packed = _numbers(path, fields, "CompressedDataSize", 1) or [available]
-        complete = 0 < packed[0] <= available and _unpacked_bytes(data_path, start, int(packed[0])) == needed
+        complete = 0 < packed[0] <= available and unpacked_bytes(data_path, start, int(packed[0])) == needed
     else:
         complete = available >= needed
     if not complete:
@@ -85,7 +85,7 @@ def _numbers(path: Path, fields: dict[str, str], key: str, count: int) -> list[f
     return numbers
 
 
-def _unpacked_bytes(path: Path, start: int, length: int) -> int:
+def unpacked_bytes(path: Path, start: int, length: int) -> int:
     """Bytes in the zlib or gzip stream of ``length`` bytes at byte ``start`` of a file; -1 if it is damaged or cut."""
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
     total = 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import GenSegError
+from .meta_image import unpacked_bytes
 
 
 def read_nrrd_header(path: Path) -> dict[str, str]:
@@ -45,6 +46,20 @@ def check_nrrd_axes(path: Path, fields: Mapping[str, str]) -> None:
             f"{path} does not say how large its voxels are along every axis (its space directions are {directions}); "
             "export it again."
         )
+
+
+def check_nrrd_voxels(path: Path, count: int) -> None:
+    """Check that the gzip stream behind an NRRD's header is whole and unpacks to ``count`` bytes.
+
+    Raises:
+        GenSegError: if it does not.
+    """
+    with path.open("rb") as file:
+        while file.readline().strip():
+            pass
+        start = file.tell()
+    if unpacked_bytes(path, start, path.stat().st_size - start) != count:
+        raise GenSegError(f"{path} is truncated or damaged: its voxels are not all there; copy it again.")
 
 
 def _is_direction(text: str) -> bool:

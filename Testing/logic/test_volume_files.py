@@ -151,6 +151,24 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
         write_volume(scan(), tmp_path / "scan.png")
 
 
+@pytest.mark.parametrize("missing", [1, 1000, 20_000])
+@pytest.mark.parametrize("extension", FORMATS)
+def test_a_disk_that_does_not_take_the_last_bytes_is_a_failure(tmp_path: Path, extension: str, missing: int) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    path = tmp_path / f"scan{extension}"
+    write_volume(scan((20, 40, 40)), path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    room = max(map(len, before.values())) - missing
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))  # no file may grow beyond, as if the disk were full
+    try:
+        with pytest.raises(GenSegError, match=r"scan\..* cannot be written; check the free space"):
+            write_volume(scan((20, 40, 40)), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_dicom_series_is_read_with_its_grid(tmp_path: Path, seed: int) -> None:
     volume = scan(affine=oblique(seed))
