@@ -48,7 +48,10 @@ def save_results(results: Results, directory: Path, image: Volume | None = None)
         temporary = Path(tempfile.mkdtemp(prefix=".genseg-", dir=base))
         new = temporary / "new"
         new.mkdir()
-        _write_files(results, new, image)
+        try:
+            _write_files(results, new, image)
+        except GenSegError as error:  # what cannot be written is told by the place where it should be, not this one
+            raise GenSegError(str(error).replace(str(new), str(directory))) from error
         _move_in(new, directory, temporary / "old")
     except OSError as error:
         reason = error.strerror or str(error)

@@ -147,6 +147,20 @@ def test_nothing_is_left_behind_when_writing_fails(results: Results, tmp_path: P
     assert names(tmp_path) == []
 
 
+def test_a_full_disk_is_told_by_the_place_where_the_file_should_be(results: Results, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))  # no file may grow beyond, as if the disk were full
+    try:
+        with pytest.raises(GenSegError) as caught:
+            results.save(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == (f"{tmp_path / 'out' / 'bright.seg.nrrd'} cannot be written; check the free space and "
+                                 "the rights to its folder.")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("stem", ["../up", "a/b", "", ".hidden", "a\\b", "con:1"])
 def test_a_stem_that_is_no_file_name_is_refused(stem: str, tmp_path: Path) -> None:
     with pytest.raises(GenSegError, match="no file name"):
