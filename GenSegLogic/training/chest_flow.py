@@ -19,7 +19,7 @@ from ..networks import build
 from ..networks.maisi import MAISI_VELOCITY
 from ..progress import Progress, part
 from .data import Crops, image_batches, normalise
-from .loop import read_state, train
+from .loop import read_state, train, write_state
 
 AUTOENCODER: dict[str, Any] = {"latent_channels": 4, "channels": 32, "blocks": 2}
 VELOCITY: dict[str, Any] = {
@@ -122,7 +122,7 @@ def fit(crops: Crops, work: Path, minutes: float, seed: int, progress: Progress)
         latents, scale = state["latents"], state["scale"]
     else:
         latents, scale = encode_crops(autoencoder, crops, chosen, part(progress, 0.1, 0.13))
-        torch.save({"latents": latents, "scale": scale}, cached)
+        write_state({"latents": latents, "scale": scale}, cached)
     velocity, curve = train_velocity(
         latents, crops.spacings[chosen], work / "velocity", minutes - share, seed, part(progress, 0.13, 1)
     )

@@ -55,7 +55,7 @@ def train(
         The averaged network and the curve: one row a tenth of the run with step, minutes, loss and validation figures.
 
     Raises:
-        GenSegError: if there is a checkpoint, and it is damaged or of another network.
+        GenSegError: if there is a checkpoint, and it is damaged or of another network, or it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     network.to(device).train()
@@ -107,16 +107,31 @@ def train(
             progress(min(spent / minutes, 1.0), json.dumps(row))
         if spent - saved > 3 or spent >= minutes:
             saved = spent
-            partial = checkpoint.with_suffix(".partial")
             state = {"network": network.state_dict(), "averaged": averaged.state_dict(), "curve": curve}
-            torch.save(state | {"optimizer": optimizer.state_dict(), "step": step, "minutes": spent}, partial)
-            partial.replace(checkpoint)
+            write_state(state | {"optimizer": optimizer.state_dict(), "step": step, "minutes": spent}, checkpoint)
     return cast(Network, averaged.module.eval()), curve
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
     """A batch on the device where it is learned from."""
     return {name: value.to(device) for name, value in batch.items()}
+
+
+def write_state(state: dict[str, Any], file: Path) -> None:
+    """Write what an interrupted training goes on from, whole or not at all.
+
+    Raises:
+        GenSegError: if the disk does not take it.
+    """
+    partial = file.with_suffix(".partial")
+    try:
+        torch.save(state, partial)
+        partial.replace(file)
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's
+        raise GenSegError(f"{file} cannot be written; make room and train again: it goes on where it last was "
+                          "written.") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_state(file: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
