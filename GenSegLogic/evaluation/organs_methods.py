@@ -94,10 +94,9 @@ def regressor(models: OrganModels, organs: Sequence[str]) -> Segmenter:
         def source(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
                    generator: torch.Generator) -> Tensor:
             rows = torch.as_tensor(slices, device=features.low.device)
-            size = models.sam2.memory_size
-            nothing = torch.zeros(len(rows), MEMORY_CHANNELS, size, size, device=rows.device)
-            return sample(models.prior, models.sam2, features, context.select(rows), organs.to(rows), previous, 1,
-                          nothing, start=1.0)
+            nothing = torch.zeros(len(rows), MEMORY_CHANNELS, *features.low.shape[-2:], device=rows.device)
+            return sample(models.prior, models.sam2, features, context.select(rows).cut_alike(features),
+                          organs.to(rows), previous, 1, nothing, start=1.0)
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 
@@ -121,7 +120,7 @@ def mean_memory(models: OrganModels, organs: Sequence[str], learn: Sequence[Orga
 
     def source(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
                generator: torch.Generator) -> Tensor:
-        return means.to(features.low.device)[organs]
+        return features.cut_alike(means.to(features.low.device)[organs])
 
     return lambda case: find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 
@@ -135,8 +134,9 @@ def true_memory(models: OrganModels, organs: Sequence[str]) -> Segmenter:
 
         def source(features: Features, slices: Sequence[int], organs: Tensor, previous: Tensor | None,
                    generator: torch.Generator) -> Tensor:
-            masks = torch.stack([truth(k, int(organ)) for k, organ in zip(slices, organs, strict=True)])
-            return models.sam2.remember_mask(features, masks[:, None].to(features.low.device))
+            masks = torch.stack([truth(k, int(organ)) for k, organ in zip(slices, organs, strict=True)])[:, None]
+            seen = features.cut_alike(masks, masks.shape[-1] // models.sam2.memory_size)
+            return models.sam2.remember_mask(features, seen.to(features.low.device))
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 

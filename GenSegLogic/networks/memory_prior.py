@@ -9,10 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .sam2 import MEMORY_CHANNELS, Features
-
-FINE = 4
-"""The read-out of the organs is this much finer than the memory, as SAM 2's masks are."""
+from .sam2 import MASK_SCALE, MEMORY_CHANNELS, Features
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,10 @@ class Context:
     def select(self, indices: Tensor) -> Context:
         """The context of some of the slices, in any order, repeated at will."""
         return Context(self.image[indices], self.readout[indices], self.presence[indices])
+
+    def cut_alike(self, features: Features) -> Context:
+        """The part of whole slices that their features are of."""
+        return Context(features.cut_alike(self.image), features.cut_alike(self.readout, MASK_SCALE), self.presence)
 
 
 class Block(nn.Module):
@@ -94,7 +95,7 @@ class MemoryPrior(nn.Module):
 
         self.organ = nn.Embedding(organs, width)
         self.time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
-        self.entry = nn.Conv2d(3 * MEMORY_CHANNELS + 1 + FINE**2, denoiser_width, 3, padding=1)
+        self.entry = nn.Conv2d(3 * MEMORY_CHANNELS + 1 + MASK_SCALE**2, denoiser_width, 3, padding=1)
         self.entry_image = nn.Conv2d(width, denoiser_width, 1)
         self.denoise = nn.ModuleList([Block(denoiser_width, width) for _ in range(3)])
         last = nn.Conv2d(denoiser_width, MEMORY_CHANNELS, 3, padding=1)
@@ -138,7 +139,7 @@ class MemoryPrior(nn.Module):
         """
         mask = known.view(-1, 1, 1, 1).to(noisy)
         inputs = [noisy, guess, previous * mask, mask.expand(-1, 1, *noisy.shape[2:]),
-                  F.pixel_unshuffle(readout.sigmoid().to(noisy) * 2 - 1, FINE)]
+                  F.pixel_unshuffle(readout.sigmoid().to(noisy) * 2 - 1, MASK_SCALE)]
         condition = self.organ(organ) + self.time(_fourier(t))
         x = self.entry(torch.cat(inputs, 1)) + self.entry_image(image)
         for block in self.denoise:

@@ -19,6 +19,8 @@ from ..errors import GenSegError
 
 MEMORY_CHANNELS = 64
 """Width of a memory in every size: it is fixed in transformers."""
+MASK_SCALE = 4
+"""Masks are so much finer than a memory."""
 
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -81,6 +83,26 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class Windows:
+    """A square part of each of B slices, in cells of the memory's grid.
+
+    Attributes:
+        corners: (y, x) of the first cell of each.
+        edge: cells along an edge, the same in all.
+    """
+
+    corners: tuple[tuple[int, int], ...]
+    edge: int
+
+    def cut(self, maps: Tensor, scale: int = 1) -> Tensor:
+        """Maps (B or 1, C, scale h, scale w) of whole slices -> (B, C, scale edge, scale edge)."""
+        size = scale * self.edge
+        parts = [maps[min(row, len(maps) - 1), :, scale * y : scale * y + size, scale * x : scale * x + size]
+                 for row, (y, x) in enumerate(self.corners)]
+        return torch.stack(parts)
+
+
+@dataclass(frozen=True)
 class Features:
     """What the image encoder makes of slices, as the mask decoder takes it.
 
@@ -88,24 +110,35 @@ class Features:
         high: (B, C/8, 4h, 4w).
         middle: (B, C/4, 2h, 2w).
         low: (B, C, h, w): the grid of the memory.
+        windows: what part of the slices these are of; None: the whole.
     """
 
     high: Tensor
     middle: Tensor
     low: Tensor
+    windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.low)
 
     def select(self, indices: Tensor | slice) -> Features:
-        """Features of some of the slices, in any order, repeated at will."""
+        """Features of some of the whole slices, in any order, repeated at will."""
         return Features(self.high[indices], self.middle[indices], self.low[indices])
 
     def expand(self, count: int) -> Features:
         """The features of one slice for ``count`` organs, without copying; others must have this length already."""
         if len(self) == count:
             return self
-        return Features(*(level.expand(count, -1, -1, -1) for level in (self.high, self.middle, self.low)))
+        high, middle, low = (level.expand(count, -1, -1, -1) for level in (self.high, self.middle, self.low))
+        return Features(high, middle, low)
+
+    def cut(self, windows: Windows) -> Features:
+        """The features in a window of each of the whole slices."""
+        return Features(windows.cut(self.high, 4), windows.cut(self.middle, 2), windows.cut(self.low), windows)
+
+    def cut_alike(self, maps: Tensor, scale: int = 1) -> Tensor:
+        """The part of maps of whole slices (B or 1, C, scale h, scale w) that these features are of."""
+        return maps if self.windows is None else self.windows.cut(maps, scale)
 
 
 @dataclass(frozen=True)
@@ -163,12 +196,12 @@ class Sam2(nn.Module):
 
     def remember(self, features: Features, mask_logits: Tensor) -> Tensor:
         """Memory (B, 64, h, w) of masks given as logits (B, 1, H, W) at any resolution."""
-        edge = 16 * self.memory_size
+        edge = 16 * features.low.shape[-1]
         return self.remember_mask(features, F.interpolate(mask_logits.float(), (edge, edge), mode="bilinear").sigmoid())
 
     def remember_mask(self, features: Features, masks: Tensor) -> Tensor:
         """Memory (B, 64, h, w) of masks given as probabilities or truth (B, 1, H, W) in [0, 1]."""
-        edge = 16 * self.memory_size
+        edge = 16 * features.low.shape[-1]
         if masks.shape[-1] != edge:
             masks = F.interpolate(masks.float(), (edge, edge), mode="bilinear", antialias=True)
         config = self.model.config
@@ -181,7 +214,7 @@ class Sam2(nn.Module):
         count = len(memory)
         points = torch.zeros(count, 1, 2, device=memory.device)
         kinds = torch.full((count, 1), -1, dtype=torch.int32, device=memory.device)
-        return self._decode(features, self._condition(features.low, memory), points, kinds)
+        return self._decode(features, self._condition(features, memory), points, kinds)
 
     def decode_prompt(self, features: Features, points: Tensor, kinds: Tensor) -> Decoded:
         """Masks from prompts, without a memory.
@@ -197,33 +230,40 @@ class Sam2(nn.Module):
     def _decode(self, features: Features, low: Tensor, points: Tensor, kinds: Tensor) -> Decoded:
         model = self.model
         sparse, dense = model.prompt_encoder(points[:, None].to(low.dtype), kinds[:, None], None, None)
-        position = model.get_image_wide_positional_embeddings().expand(len(low), -1, -1, -1)
+        position = features.cut_alike(model.get_image_wide_positional_embeddings()).expand(len(low), -1, -1, -1)
         masks, _, _, scores = model.mask_decoder(
             image_embeddings=low, image_positional_embeddings=position, sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense, multimask_output=False,
+            dense_prompt_embeddings=features.cut_alike(dense), multimask_output=False,
             high_resolution_features=[features.high, features.middle],
         )
         return Decoded(masks[:, 0].float(), scores.flatten().float())
 
-    def _condition(self, low: Tensor, memory: Tensor) -> Tensor:
+    def _condition(self, features: Features, memory: Tensor) -> Tensor:
         """Image features (B, C, h, w) that know the memory, as those of the frame on which the object was marked."""
-        model = self.model
-        vision_position = model.vision_encoder.neck.position_encoding((1, *low.shape[1:]), low.device, low.dtype)
-        memory_position = model.memory_encoder.position_encoding((1, *memory.shape[1:]), memory.device, memory.dtype)
+        model, whole = self.model, (self.memory_size,) * 2
+        low = features.low
+        vision_position = model.vision_encoder.neck.position_encoding((1, self.channels, *whole), low.device, low.dtype)
+        memory_position = model.memory_encoder.position_encoding((1, MEMORY_CHANNELS, *whole), low.device, memory.dtype)
         memory_position = memory_position + model.memory_temporal_positional_encoding[-1].view(1, -1, 1, 1)
-        conditioned = model.memory_attention(
-            current_vision_features=_sequence(low),
-            current_vision_position_embeddings=_sequence(vision_position),
-            memory=_sequence(memory),
-            memory_posision_embeddings=_sequence(memory_position),
-            num_object_pointer_tokens=0,
-        )
-        return conditioned.squeeze(0).transpose(1, 2).unflatten(2, tuple(low.shape[2:]))
+        # transformers' own forward takes whole slices only. Rotary positions tell how far apart two cells are, wherever
+        # the window lies.
+        attention = model.memory_attention
+        rotary = attention.rotary_emb(low, _positions(low.shape[-1], low.device))
+        conditioned = _sequence(low) + 0.1 * _sequence(features.cut_alike(vision_position))
+        for layer in attention.layers:
+            conditioned = layer(conditioned, _sequence(memory), _sequence(features.cut_alike(memory_position)), rotary)
+        return attention.layer_norm(conditioned)[:, 0].transpose(1, 2).unflatten(2, tuple(low.shape[2:]))
+
+
+def _positions(edge: int, device: torch.device) -> Tensor:
+    """x and y (h*w, 2) of the cells of a square, row after row."""
+    y, x = torch.meshgrid(torch.arange(edge, device=device), torch.arange(edge, device=device), indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], -1)
 
 
 def _sequence(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (h*w, B, C), as transformers' memory attention takes it."""
-    return x.flatten(2).permute(2, 0, 1)
+    """(B, C, h, w) -> (B, 1, h*w, C), as the layers of transformers' memory attention take it."""
+    return x.flatten(2).transpose(1, 2)[:, None]
 
 
 def _configuration(changes: Mapping[str, Any]) -> Any:

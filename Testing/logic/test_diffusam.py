@@ -13,15 +13,15 @@ import torch
 from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.bundles import find_bundle, load_bundle
 from GenSegLogic.errors import GenSegError
-from GenSegLogic.networks.sam2 import Features, Sam2
+from GenSegLogic.networks.sam2 import MASK_SCALE, Features, Sam2, Windows
 from GenSegLogic.organs.diffusam import adapt as adaptation
-from GenSegLogic.organs.diffusam import learning
+from GenSegLogic.organs.diffusam import learning, propagate
 from GenSegLogic.organs.diffusam.adapt import adapt
 from GenSegLogic.organs.diffusam.canonical import CanonicalGrid
 from GenSegLogic.organs.diffusam.learning import LabelledScan, batches, drawing_loss, pick, reading_loss
 from GenSegLogic.organs.diffusam.models import OrganModels, organ_models
 from GenSegLogic.organs.diffusam.prior import new_prior, sample, select_organs
-from GenSegLogic.organs.diffusam.propagate import segment
+from GenSegLogic.organs.diffusam.propagate import look_at, segment, start_of
 from GenSegLogic.organs.diffusam.self_training import agreed, by_certainty, equalised, pseudo_label, shown
 from GenSegLogic.phantoms.abdomen import AbdomenPhantom, abdomen_phantom
 from GenSegLogic.volume import Volume
@@ -97,6 +97,44 @@ class Oracle(torch.nn.Module):
 
     def restore(self, difference: torch.Tensor, guess: torch.Tensor) -> torch.Tensor:
         return 2 * difference + 1
+
+
+def test_a_window_of_the_whole_slice_changes_nothing(models: OrganModels, scan: tuple[Volume, np.ndarray]) -> None:
+    volume, labels = scan
+    k = int((labels == ORGANS["liver"].label).sum((1, 2)).argmax())
+    features = models.sam2.encode(torch.from_numpy(volume.voxels[k : k + 1])[:, None])
+    liver = torch.from_numpy(labels[k] == ORGANS["liver"].label)[None, None].float()
+    memory = models.sam2.remember_mask(features, liver)
+    windowed = features.cut(Windows(((0, 0),), models.sam2.memory_size))
+    torch.testing.assert_close(models.sam2.decode(windowed, memory).mask_logits,
+                               models.sam2.decode(features, memory).mask_logits)
+
+
+def test_windows_are_cut_where_they_say(models: OrganModels, scan: tuple[Volume, np.ndarray]) -> None:
+    features = models.sam2.encode(torch.from_numpy(scan[0].voxels[:2])[:, None])
+    part = features.cut(Windows(((1, 4), (7, 2)), 6))
+    assert torch.equal(part.low[1], features.low[1, :, 7:13, 2:8])
+    assert torch.equal(part.middle[0], features.middle[0, :, 2:14, 8:20])
+    assert torch.equal(part.high[1], features.high[1, :, 28:52, 8:32])
+    assert torch.equal(part.cut_alike(features.low[:1])[1], features.low[0, :, 7:13, 2:8])
+
+
+def test_windows_hold_their_organs_and_give_the_masks_of_whole_slices(
+    models: OrganModels, scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, _ = scan
+    context = look_at(volume, models).context
+    starts = {name: start_of(context, models.organs.index(name)) for name in LARGE}
+    for name, start in starts.items():
+        (y, x), size = (MASK_SCALE * first for first in start.corner), MASK_SCALE * start.edge
+        shown = (context.readout[:, models.organs.index(name)] > 0).any(0)
+        assert shown.any() and shown.sum() == shown[y : y + size, x : x + size].sum()
+    assert starts["left_kidney"].edge < starts["liver"].edge <= models.sam2.memory_size
+    windowed = segment(volume, models, LARGE).probabilities
+    monkeypatch.setattr(propagate, "WINDOW_STEP", 1.0)
+    whole = segment(volume, models, LARGE).probabilities
+    for name in LARGE:
+        assert dice(windowed[name] > 0.5, whole[name] > 0.5) > 0.95
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])

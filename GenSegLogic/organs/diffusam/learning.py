@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ...networks.memory_prior import MemoryPrior
-from ...networks.sam2 import Sam2
+from ...networks.sam2 import MASK_SCALE, Sam2
 from .augment import deformation, random_looks, recolour, warp
 from .prior import disturb, memory_loss, mine, readout_loss
 
@@ -19,8 +19,6 @@ PICKS = 3
 """Organs a slice that memories are drawn for, in every batch."""
 MOST_PRESENT = 14
 """Pairs of a slice and an organ that is there, in every batch."""
-MASK_EDGE = 4
-"""Masks of SAM 2 are this much finer than its memory."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def reading_loss(prior: MemoryPrior, sam2: Sam2, batch: dict[str, Tensor]) -> Te
     """Loss of the read-out on all slices of a batch of :func:`batches`. SAM 2 is only read."""
     with torch.no_grad():
         features = sam2.encode(batch["image"])
-    edge = MASK_EDGE * sam2.memory_size
+    edge = MASK_SCALE * sam2.memory_size
     truth = F.adaptive_avg_pool2d(organ_masks(batch["labels"], prior.organs), edge)
     trust = F.adaptive_avg_pool2d(batch["trust"][:, None], edge)
     return readout_loss(prior.look(features), truth, batch["known"], trust)
