@@ -16,7 +16,7 @@ from GenSegLogic.bundles.importers import import_checkpoint
 from GenSegLogic.bundles.sam2_names import to_transformers
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.networks import build
-from GenSegLogic.networks.sam2 import SIZES, Sam2
+from GenSegLogic.networks.sam2 import MEMORY_CHANNELS, SIZES, Features, Sam2
 
 MILLIONS = {"hiera-tiny": 38.9, "hiera-small": 46.0, "hiera-base-plus": 80.8, "hiera-large": 224.4}
 """Parameters as the publisher counts them."""
@@ -194,3 +194,24 @@ def test_unknown_size_is_refused() -> None:
     with pytest.raises(GenSegError, match="hiera-tiny"):
         build("sam2", {"size": "huge"})
     assert "abdomen" in SIZES
+
+
+def test_whole_slices_know_their_memory_as_in_transformers() -> None:
+    """Windows need the layers of the memory attention by themselves; on whole slices they are its own forward."""
+    torch.manual_seed(0)
+    network = build("sam2", {"size": "abdomen"}).eval()
+    assert isinstance(network, Sam2)
+    model, edge = network.model, network.memory_size
+    low, memory = torch.randn(2, network.channels, edge, edge), torch.randn(2, MEMORY_CHANNELS, edge, edge)
+    features = Features(torch.zeros(2, 1, 4 * edge, 4 * edge), torch.zeros(2, 1, 2 * edge, 2 * edge), low)
+
+    def sequence(maps: torch.Tensor) -> torch.Tensor:
+        return maps.flatten(2).permute(2, 0, 1)
+
+    position = model.vision_encoder.neck.position_encoding(low.shape, low.device, low.dtype)
+    remembered = model.memory_encoder.position_encoding(memory.shape, memory.device, memory.dtype)
+    remembered = remembered + model.memory_temporal_positional_encoding[-1].view(1, -1, 1, 1)
+    with torch.no_grad():
+        theirs = model.memory_attention(sequence(low), sequence(memory), sequence(position), sequence(remembered))
+        ours = network._condition(features, memory)
+    torch.testing.assert_close(ours, theirs.squeeze(0).transpose(1, 2).unflatten(2, (edge, edge)))

@@ -199,7 +199,7 @@ def start_of(context: Context, organ: int) -> Start:
     cells = [shown.any(1).nonzero().flatten() // MASK_SCALE, shown.any(0).nonzero().flatten() // MASK_SCALE]
     bounds = [(max(0, int(cell[0]) - step), min(whole, int(cell[-1]) + 1 + step)) for cell in cells]
     edge = min(whole, step * max(-(-(high - low) // step) for low, high in bounds))
-    y, x = (min(low, whole - edge) for low, _ in bounds)
+    y, x = (max(0, min((low + high - edge) // 2, whole - edge)) for low, high in bounds)
     return Start(organ, int((presence * (area + 1e-4).sqrt()).argmax()), (y, x), edge)
 
 
