@@ -1,8 +1,9 @@
-"""The tiles that every nodule recipe trains on: phantoms, and one real lung where the scan is at hand."""
+"""The tiles that the chest recipes train on: phantoms, and one real lung where the scan is at hand."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..progress import Progress, part
-from .tiles import Tile, draw_real_tiles, write_tiles
+from .tiles import Tile, draw_nodule_tiles, draw_real_tiles, write_tiles
 
 CHESTS = 252
 HELD_OUT_CHESTS = 8
@@ -71,6 +72,15 @@ def held_out_tiles(folder: Path, seed: int, progress: Progress) -> Path:
     _keep(held_out, seed, HELD_OUT_CHESTS, lambda: write_tiles(
         held_out, "held-out", HELD_OUT_CHESTS, progress, first=first_chest(seed)))
     return held_out
+
+
+def nodule_tiles(folder: Path, split: str, seed: int, progress: Progress, minutes: float = math.inf) -> Path:
+    """Folder with tiles round every nodule of a split's phantoms, with which the supervised upper bound is trained."""
+    drawn = folder / f"{split}-nodules"
+    chests = HELD_OUT_CHESTS if split == "held-out" else CHESTS
+    _keep(drawn, seed, chests, lambda: write_tiles(
+        drawn, split, chests, progress, first=first_chest(seed), minutes=minutes, draw=draw_nodule_tiles))
+    return drawn
 
 
 def _keep(folder: Path, seed: int, count: int, draw: Callable[[], None]) -> None:

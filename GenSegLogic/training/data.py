@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..evaluation.cases import SEED_JITTER_MM
+
+FIELD_VOXELS = 40
+"""Edge of the cube that the task paints, and that a segmenter is given."""
 WINDOW_HU = (-1000.0, 400.0)
 
 
@@ -57,7 +61,7 @@ def flip_and_turn(rng: np.random.Generator, *arrays: np.ndarray) -> list[np.ndar
 def image_batches(crops: Crops, size: int, seed: int, jitter: bool) -> Iterator[dict[str, Tensor]]:
     """Endless batches: image (B, 1, 48, 48, 48) in [0, 1], bits (B, 2, 2, 2) of its crops, spacing (B,) mm.
 
-    ``jitter`` adds what other scanners and the autoencoder would: shifts of the scale, noise or blur.
+    ``jitter``: see :func:`jittered`.
     """
     rng = np.random.default_rng([41, seed])
     while True:
@@ -66,14 +70,7 @@ def image_batches(crops: Crops, size: int, seed: int, jitter: bool) -> Iterator[
         for index in chosen:
             hu, bit = flip_and_turn(rng, crops.image(int(index)).astype(np.float32), crops.bits[int(index)])
             bits.append(bit)
-            if jitter:
-                hu = hu * rng.uniform(0.95, 1.05) + rng.uniform(-25, 25)
-                kind = rng.random()
-                if kind < 0.25:
-                    hu = hu + rng.normal(0, rng.uniform(5, 50), hu.shape).astype(np.float32)
-                elif kind < 0.6:
-                    hu = _blur(hu, rng.uniform(0.2, 0.8))
-            images.append(normalise(hu))
+            images.append(normalise(jittered(rng, hu) if jitter else hu))
         yield {
             "image": torch.from_numpy(np.stack(images)[:, None]),
             "bits": torch.from_numpy(np.stack(bits).astype(np.float32)),
@@ -81,14 +78,23 @@ def image_batches(crops: Crops, size: int, seed: int, jitter: bool) -> Iterator[
         }
 
 
-def _blur(hu: np.ndarray, sigma: float) -> np.ndarray:
+def jittered(rng: np.random.Generator, hu: np.ndarray) -> np.ndarray:
+    """What other scanners and the autoencoder would make of an image in HU: shifts of the scale, noise or blur."""
     from scipy import ndimage
 
-    return ndimage.gaussian_filter(hu, sigma, truncate=2.5)
+    hu = hu * rng.uniform(0.95, 1.05) + rng.uniform(-25, 25)
+    kind = rng.random()
+    if kind < 0.25:
+        return hu + rng.normal(0, rng.uniform(5, 50), hu.shape).astype(np.float32)
+    return ndimage.gaussian_filter(hu, rng.uniform(0.2, 0.8), truncate=2.5) if kind < 0.6 else hu
 
 
-def mask_batches(crops: Crops, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches with voxel truth, for the supervised upper bound alone: image and mask (B, 1, 48, 48, 48)."""
+def click_batches(crops: Crops, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of fields round a click, with voxel truth, for the supervised upper bound alone.
+
+    The tiles' nodules lie in the middle; a field's middle is the click, up to SEED_JITTER_MM away along every axis.
+    Image, jittered as for the predictors, and mask are (B, 1, 40, 40, 40).
+    """
     rng = np.random.default_rng([42, seed])
     masks = crops.masks()
     while True:
@@ -96,8 +102,11 @@ def mask_batches(crops: Crops, size: int, seed: int) -> Iterator[dict[str, Tenso
         for index in rng.integers(len(crops), size=size):
             folder, number = crops.where[int(index)]
             hu, mask = flip_and_turn(rng, crops.image(int(index)).astype(np.float32), masks[folder][number])
-            images.append(normalise(hu))
-            truths.append(mask.astype(np.float32))
+            room = (len(hu) - FIELD_VOXELS) // 2
+            reach = min(int(SEED_JITTER_MM / crops.spacings[index]), room)
+            window = tuple(slice(n, n + FIELD_VOXELS) for n in room + rng.integers(-reach, reach + 1, 3))
+            images.append(normalise(jittered(rng, hu[window])))
+            truths.append(mask[window].astype(np.float32))
         yield {
             "image": torch.from_numpy(np.stack(images)[:, None]),
             "mask": torch.from_numpy(np.stack(truths)[:, None]),

@@ -1,7 +1,8 @@
 """The recipes behind ``genseg train RECIPE``: from nothing to a bundle with its card, each within its time budget.
 
-Every recipe takes ``(output, minutes, seed, progress)``. It works in ``<output>.work`` beside the bundle, where an
-interrupted run goes on, and shares the training tiles in ``chest-tiles`` beside it with the other chest recipes.
+Every recipe takes ``(output, minutes, seed, progress)``, those of the organs' priors also ``device`` and ``sam2``. It
+works in ``<output>.work`` beside the bundle, where an interrupted run goes on, and shares the training tiles in
+``chest-tiles`` beside it with the other chest recipes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ RECIPES: dict[str, str] = {
 """Word on the command line -> ``module:function``."""
 
 SPACINGS_MM = (0.75, 1.5)
-FIELD_VOXELS = 40
 TILES_SHARE = 0.15
 """Part of the time that drawing the tiles may take; recipes that find them drawn train longer."""
 
@@ -67,8 +67,14 @@ def nodule_tinyvit(output: Path, minutes: float, seed: int, progress: Progress) 
 def nodule_unet(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     """The supervised upper bound: it alone reads voxel labels, and only the evaluation uses it."""
     from . import nodule_unet as recipe
+    from .chest_tiles import nodule_tiles
+    from .data import Crops
 
-    crops, held_out, facts, left = _tiles(output, minutes, seed, progress)
+    began = time.monotonic()
+    folder = output.with_name("chest-tiles")
+    drawn = nodule_tiles(folder, "train", seed, part(progress, 0, 0.09), TILES_SHARE * minutes)
+    held_out = Crops([nodule_tiles(folder, "held-out", seed, part(progress, 0.09, 0.1))])
+    crops, facts, left = Crops([drawn]), _facts([drawn]), _left(minutes, began)
     network, curve = recipe.fit(crops, held_out, _work(output), left, seed, part(progress, 0.1, 1))
     networks: Networks = {"segmenter": ("segmenter-unet", {}, network)}
     description = "Supervised 3D U-Net of nodules, the upper bound of the benchmark; trained on voxel labels."
@@ -105,14 +111,23 @@ def _tiles(output: Path, minutes: float, seed: int, progress: Progress):
     folder = output.with_name("chest-tiles")
     folders = training_tiles(folder, seed, part(progress, 0, 0.09), TILES_SHARE * minutes)
     held_out = held_out_tiles(folder, seed, part(progress, 0.09, 0.1))
-    facts = {
+    facts = _facts(folders)
+    if any(path.name == "real" for path in folders):
+        facts["real"] = "left lung of C3N-00247 (TCIA CPTAC-LSCC, CC BY), without its nodule"
+    return Crops(folders), Crops([held_out]), facts, _left(minutes, began)
+
+
+def _facts(folders: list[Path]) -> dict[str, Any]:
+    """What the card tells of the tiles in ``folders``."""
+    return {
         "tiles": {path.name: len(json.loads((path / "kinds.json").read_text())) for path in folders},
         "phantoms": "procedural chests of GenSegLogic.phantoms, split 'train', no patient",
     }
-    if any(path.name == "real" for path in folders):
-        facts["real"] = "left lung of C3N-00247 (TCIA CPTAC-LSCC, CC BY), without its nodule"
-    left = max(minutes - (time.monotonic() - began) / 60, 0.2 * minutes)
-    return Crops(folders), Crops([held_out]), facts, left
+
+
+def _left(minutes: float, began: float) -> float:
+    """Of ``minutes`` what is left for training, a fifth at least; ``began`` on the monotonic clock."""
+    return max(minutes - (time.monotonic() - began) / 60, 0.2 * minutes)
 
 
 def _write(
@@ -130,7 +145,7 @@ def _write(
 ) -> None:
     """Write the bundle and drop the work folder."""
     from ..bundles import write_bundle
-    from .data import WINDOW_HU
+    from .data import FIELD_VOXELS, WINDOW_HU
 
     metrics = {name: value for name, value in (curve[-1] if curve else {}).items() if name.startswith("validation")}
     metadata = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,23 @@ def draw_tiles(split: Split, number: int, count: int = TILES_PER_CHEST) -> Itera
                 break
 
 
+def draw_nodule_tiles(split: Split, number: int) -> Iterator[Tile]:
+    """Tiles with a nodule in the middle, of the split's patient ``number``: each nodule in both spacings.
+
+    As in the benchmark the slices are at most half as thick as the nodule is wide: thicker ones hide it.
+    """
+    seed = split.first_seed + number
+    chest = make_chest(seed, split.options)
+    rng = np.random.default_rng([33, seed])
+    thin, thick = split.thickness_mm
+    for nodule in chest.nodules[: TILES_PER_CHEST // len(SPACINGS_MM)]:
+        for spacing in SPACINGS_MM:
+            scanner = Scanner.random(rng, (thin, min(thick, nodule.diameter_mm / 2)))
+            center = nodule.center + rng.uniform(-0.5, 0.5, 3) * spacing  # no grid knows where the centre lies in it
+            tile = scan_box(chest, center, spacing, scanner, int(rng.integers(2**31)))
+            yield Tile(tile.image, tile.mask, spacing, True, nodule.kind, nodule.diameter_mm)
+
+
 def draw_real_tiles(
     image_hu: np.ndarray, lung: np.ndarray, spacing_ijk: np.ndarray, count: int, seed: int
 ) -> list[Tile]:
@@ -161,9 +178,13 @@ def draw_real_tiles(
     return crops
 
 
-def _draw_chest(job: tuple[str, int]) -> list[Tile]:
-    split, number = job
-    return list(draw_tiles(SPLITS[split], number))
+Draw = Callable[[Split, int], Iterable[Tile]]
+"""Split, number of a patient -> at most TILES_PER_CHEST tiles; a function of a module, for other processes call it."""
+
+
+def _draw_chest(job: tuple[Draw, str, int]) -> list[Tile]:
+    draw, split, number = job
+    return list(draw(SPLITS[split], number))
 
 
 def write_tiles(
@@ -174,6 +195,7 @@ def write_tiles(
     first: int = 0,
     extra: Sequence[Tile] = (),
     minutes: float = math.inf,
+    draw: Draw = draw_tiles,
 ) -> None:
     """Draw the tiles of ``chests`` patients of a split into ``folder``, on all cores, for ``minutes`` at most.
 
@@ -188,8 +210,9 @@ def write_tiles(
     rest: list[Tile] = []
     written = np.empty(0)  # in place of voxels that are in the files already
     until = time.monotonic() + 60 * minutes
+    jobs = [(draw, split, first + n) for n in range(chests)]
     with ProcessPoolExecutor() as pool:
-        for done, tiles in enumerate(pool.map(_draw_chest, [(split, first + n) for n in range(chests)]), start=1):
+        for done, tiles in enumerate(pool.map(_draw_chest, jobs), start=1):
             for tile in tiles:
                 images[len(rest)], masks[len(rest)] = tile.image, tile.mask
                 rest.append(Tile(written, written, tile.spacing_mm, tile.label, tile.kind, tile.diameter_mm))

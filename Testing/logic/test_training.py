@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from GenSegLogic.bundles import load_bundle, read_bundle
@@ -21,7 +22,7 @@ from GenSegLogic.phantoms.splits import SPLITS, Split
 from GenSegLogic.progress import silent
 from GenSegLogic.tasks import load
 from GenSegLogic.training import chest_flow, chest_tiles, nodule_predictor, nodule_unet
-from GenSegLogic.training.data import Crops, image_batches, mask_batches, normalise
+from GenSegLogic.training.data import FIELD_VOXELS, Crops, click_batches, image_batches, normalise
 from GenSegLogic.training.loop import CHECKPOINT, CURVE, train
 from GenSegLogic.training.recipes import RECIPES
 from GenSegLogic.training.tiles import (
@@ -29,6 +30,7 @@ from GenSegLogic.training.tiles import (
     TILE_VOXELS,
     TRACE_VOXELS,
     crop_bits,
+    draw_nodule_tiles,
     draw_real_tiles,
     draw_tiles,
     tile_label,
@@ -84,6 +86,18 @@ def test_training_learns_and_writes_its_curve(tmp_path: Path, every_step_takes_2
     assert curve[-1]["minutes"] == 10.0 and {row["figure"] for row in curve} == {0.25}
     assert told == sorted(told) and told[-1] == 1.0
     assert not network.training
+
+
+def test_a_full_disk_ends_the_training_in_one_sentence(tmp_path: Path, every_step_takes_20_seconds: None) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # no file may grow beyond, as if the disk were full
+    try:
+        with pytest.raises(GenSegError, match=r"checkpoint\.pt cannot be written; make room"):
+            run(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == [CURVE]
 
 
 def test_an_interrupted_run_ends_where_a_straight_one_does(tmp_path: Path, every_step_takes_20_seconds: None) -> None:
@@ -143,7 +157,7 @@ def test_a_checkpoint_that_cannot_be_taken_up_is_named(
 def test_tiles_are_drawn_anew_for_another_seed_or_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[str, int, int]] = []
 
-    def draw(folder: Path, split: str, chests: int, progress, first: int = 0, minutes: float = 0) -> None:
+    def draw(folder: Path, split: str, chests: int, progress, first: int = 0, **more) -> None:
         drawn.append((split, chests, first))
         folder.mkdir(parents=True)
         (folder / "kinds.json").write_text("[]")
@@ -160,6 +174,10 @@ def test_tiles_are_drawn_anew_for_another_seed_or_number(tmp_path: Path, monkeyp
     (tmp_path / "held-out" / chest_tiles.DRAWN).write_text("{")
     chest_tiles.held_out_tiles(tmp_path, 2, silent)
     assert len(drawn) == 3, "drawing that was interrupted begins anew"
+    drawn.clear()
+    folders = [chest_tiles.nodule_tiles(tmp_path, split, 2, silent) for split in ("train", "held-out", "held-out")]
+    assert drawn == [("train", chest_tiles.CHESTS, 20_000), ("held-out", chest_tiles.HELD_OUT_CHESTS, 20_000)]
+    assert folders[0] != folders[1] == folders[2] != tmp_path / "held-out"
 
 
 def test_bits_say_what_a_reader_could_see() -> None:
@@ -277,12 +295,12 @@ def test_phantoms_are_drawn_in_other_processes_and_within_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("GenSegLogic.training.tiles.ProcessPoolExecutor", InlinePool)
-    asked: list[tuple[str, int]] = []
+    asked: list[tuple] = []
     drawn = list(draw_tiles(SPLITS["held-out"], 0, count=2))
     monkeypatch.setattr("GenSegLogic.training.tiles._draw_chest", lambda job: asked.append(job) or drawn)
     monkeypatch.setattr("GenSegLogic.training.tiles.time", Clock(60.0))
     write_tiles(tmp_path / "tiles", "held-out", 10, silent, first=7, minutes=2.5)
-    assert asked == [("held-out", 7), ("held-out", 8), ("held-out", 9)]
+    assert asked == [(draw_tiles, "held-out", number) for number in (7, 8, 9)]
     assert len(Crops([tmp_path / "tiles"])) == 6
 
 
@@ -345,13 +363,43 @@ def test_the_flow_sees_no_label_at_all(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_upper_bound_alone_needs_masks(tmp_path: Path, every_step_takes_20_seconds: None) -> None:
     folder = write_folder(tmp_path / "tiles", 6, seed=1)
-    batch = next(mask_batches(Crops([folder]), 4, 0))
-    assert batch["mask"].shape == batch["image"].shape == (4, 1, 48, 48, 48)
-    inside = batch["image"][batch["mask"] > 0]
-    assert float(inside.min()) > float(batch["image"][batch["mask"] == 0].mean()) + 0.3, "turned together"
     (folder / "masks.npy").unlink()
     with pytest.raises(FileNotFoundError):
         nodule_unet.fit(Crops([folder]), Crops([folder]), tmp_path / "work", 1.0, 0, silent)
+
+
+def test_the_upper_bound_is_clicked_near_the_nodules_middle(tmp_path: Path) -> None:
+    mask = np.zeros((TILE_VOXELS,) * 3, np.uint8)
+    mask[22:26, 22:26, 22:26] = 1
+    image = np.where(mask, 100, -850).astype(np.int16)
+    tiles = [SimpleNamespace(image=image, mask=mask, spacing_mm=spacing, label=True, kind="solid", diameter_mm=4.0)
+             for spacing in (0.75, 1.5)]
+    write_tiles(tmp_path / "tiles", "train", 0, silent, extra=tiles)
+    batch = next(click_batches(Crops([tmp_path / "tiles"]), 64, 0))
+    assert batch["mask"].shape == batch["image"].shape == (64, 1, *[FIELD_VOXELS] * 3)
+    assert batch["mask"].flatten(1).sum(1).eq(64).all()
+    inside = batch["image"][batch["mask"] > 0]
+    assert float(inside.mean()) > float(batch["image"][batch["mask"] == 0].mean()) + 0.3, "cut and turned together"
+    offsets = torch.stack([mask.nonzero().float().mean(0) for mask in batch["mask"][:, 0]]) - (FIELD_VOXELS - 1) / 2
+    assert float(offsets.abs().max()) == 4, "3 mm at the finer spacing"
+
+
+def test_a_small_nodule_counts_as_much_as_a_large_one() -> None:
+    mask = torch.zeros(2, 1, 8, 8, 8)
+    mask[0, ..., :4], mask[1, 0, 0, 0, :2] = 1, 1
+    for found in ([1, 1], [1, 0], [0, 1]):
+        kept = torch.tensor(found).reshape(2, 1, 1, 1, 1)
+        dice = nodule_unet.soft_dice(mask * kept, mask)
+        assert torch.allclose(dice, torch.where(kept.flatten() > 0, 1.0, 1 / (mask.sum((1, 2, 3, 4)) + 1)))
+
+
+def test_tiles_for_the_upper_bound_have_their_nodule_in_the_middle() -> None:
+    drawn = list(draw_nodule_tiles(Split(3_400_000, ChestOptions(nodules=(2, 2))), 0))
+    assert [tile.spacing_mm for tile in drawn] == [0.75, 1.5] * 2
+    for tile in drawn:
+        middle = ndimage.center_of_mass(tile.mask)
+        assert np.abs(np.array(middle) - (TILE_VOXELS - 1) / 2).max() * tile.spacing_mm < 0.35 * tile.diameter_mm
+        assert tile.label and tile.kind and 4 <= tile.diameter_mm <= 30
 
 
 def test_bits_turn_with_their_images(tmp_path: Path) -> None:
@@ -392,9 +440,11 @@ def test_batches_repeat_with_their_seed_and_jitter_stays_in_range(tmp_path: Path
 def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if recipe not in ("chest-flow", "nodule-cnn", "nodule-tinyvit", "nodule-unet"):
         pytest.skip("not a recipe of the nodule method")
-    for number, name in enumerate(("phantoms", "real", "held-out")):  # as an earlier recipe left them
+    counts = {"phantoms": chest_tiles.CHESTS, "real": chest_tiles.REAL_TILES, "train-nodules": chest_tiles.CHESTS}
+    names = ["train-nodules", "held-out-nodules"] if recipe == "nodule-unet" else ["phantoms", "real", "held-out"]
+    for number, name in enumerate(names):  # as an earlier recipe left them
         folder = write_folder(tmp_path / "chest-tiles" / name, 12, seed=number)
-        count = {"phantoms": chest_tiles.CHESTS, "real": chest_tiles.REAL_TILES}.get(name, chest_tiles.HELD_OUT_CHESTS)
+        count = counts.get(name, chest_tiles.HELD_OUT_CHESTS)
         (folder / chest_tiles.DRAWN).write_text(json.dumps({"seed": 3, "count": count}))
     monkeypatch.setattr(chest_tiles, "real_scan", lambda: None)
     output = tmp_path / "of-my-own"
@@ -409,7 +459,8 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
     assert (bundle.name, bundle.kind) == ("of-my-own", kinds.get(recipe, "predictor"))
     training = bundle.metadata["training"]
     assert training["seed"] == 3 and training["recipe"] == f"genseg train {recipe}" and training["curve"]
-    assert training["data"]["tiles"] == {"phantoms": 12, "real": 12} and "C3N-00247" in training["data"]["real"]
+    assert training["data"]["tiles"] == dict.fromkeys(names[:-1], 12)
+    assert recipe == "nodule-unet" or "C3N-00247" in training["data"]["real"]
     assert bundle.metadata["metrics"] and bundle.metadata["commercial_use"] is True
     assert "Not for clinical use." in (bundle.folder / "docs" / "README.md").read_text()
     card = (bundle.folder / "docs" / "README.md").read_text()
