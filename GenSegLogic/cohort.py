@@ -171,10 +171,13 @@ def _is_done(found: Mapping[str, Any], directory: Path, task: Task, volumes: Map
         return False
     if not all((directory / name).is_file() for name in found.get("files", ())):
         return False
-    try:
-        return all(find_bundle(name).digest == entry["digest"] for name, entry in found.get("bundles", {}).items())
-    except GenSegError:
-        return False
+    used, digests = found.get("bundles", {}), {}
+    # A bundle is recorded by its name, but may have been asked for by its folder.
+    for asked in (*used, *(value for value in task.describe().values() if isinstance(value, str))):
+        with contextlib.suppress(GenSegError):
+            bundle = find_bundle(asked)
+            digests[bundle.name] = bundle.digest
+    return all(digests.get(name) == entry["digest"] for name, entry in used.items())
 
 
 def _saved_rows(

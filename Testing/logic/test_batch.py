@@ -15,6 +15,7 @@ import pytest
 
 from GenSegLogic import GenSegError, cli, cohort, read_volume, write_volume
 from GenSegLogic.tasks import TASKS
+from Testing.logic.bundle_samples import write_sample
 from Testing.logic.genseg_process import start, wait_for
 from Testing.logic.threshold_task import TARGET, ThresholdTask, save_scan
 
@@ -135,6 +136,25 @@ def test_resume_redoes_what_changed_and_nothing_else(
     assert resumed("--seed", 1) == ["b", "c", "d"]
     monkeypatch.setattr("GenSegLogic.provenance.__version__", "99")
     assert resumed("--seed", 1) == []
+
+
+def test_resume_knows_a_bundle_that_was_given_by_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_scan(tmp_path / "in", "a.nrrd")
+    write_sample(tmp_path / "my-model", name="another-name")
+
+    def resumed() -> bool:
+        assert run("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out", "--resume", "--json",
+                   "--bundle", tmp_path / "my-model") == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["cases"][0]["resumed"]
+
+    assert [resumed(), resumed()] == [False, True]
+    write_sample(tmp_path / "my-model", seed=1, name="another-name")
+    assert [resumed(), resumed()] == [False, True]
+    shutil.rmtree(tmp_path / "my-model")
+    with pytest.raises(AssertionError):  # done anew, for which the bundle is needed
+        resumed()
 
 
 def test_masks_come_from_a_folder_by_the_cases_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,8 +78,9 @@ def test_every_parameter_reaches_the_task(capsys: pytest.CaptureFixture[str], sc
                      "--window", 32, "--mode", "below", "--names", "one, two", "--smooth", "--seed", 7)
     record = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert code == 0
-    assert record["parameters"] == {"threshold": -900.0, "noise": 2.5, "window": 32, "mode": "below", "smooth": True,
-                                    "names": ["one", "two"], "seed": 7, "seed_points": [], "started": "", "pause": 0.0}
+    assert record["parameters"] == {"threshold": -900.0, "noise": 2.5, "window": 32, "mode": "below", "bundle": "",
+                                    "smooth": True, "names": ["one", "two"], "seed": 7, "seed_points": [],
+                                    "started": "", "pause": 0.0}
 
 
 def test_a_mask_is_an_input(capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class ThresholdTask(Task):
     mode: str = parameter("above", "Which side of the threshold.", choices=("above", "below"))
     names: tuple[str, ...] = parameter((), "Names of the segments.")
     seed_points: tuple[tuple[float, float, float], ...] = parameter((), "Keep what lies at these points.", unit="mm")
+    bundle: str = parameter("", "A bundle to load.")
     smooth: bool = parameter(False, "Smooth first.")
     started: str = parameter("", "File that is made when the work starts.")
     pause: float = parameter(0.0, "How long every step takes.", minimum=0, unit="s")
@@ -62,6 +63,8 @@ class ThresholdTask(Task):
             os.kill(os.getpid(), signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
         if "empty" in image.name:
             raise GenSegError(f"{image.name} shows no body; choose another scan.")
+        if self.bundle:
+            engine.networks(self.bundle)
         if self.started:
             Path(self.started).touch()
         voxels = torch.from_numpy(image.voxels.astype(np.float32)).to(engine.device)
