@@ -1,7 +1,7 @@
 """What organs without prompts cost beside SAM 2's own propagation from a perfect prompt, on the same slices.
 
 ``python Testing/benchmarks/bench_organs.py``. Encoder included everywhere; all in the precision that the engine takes
-here. Times of one run on this machine; only their ratios mean something elsewhere.
+here. Processor time of one thread, so that a machine that is shared does no harm; only ratios mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def seconds(work: Callable[[], object]) -> float:
     work()
     durations = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        began = time.process_time()
         work()
-        durations.append(time.perf_counter() - began)
+        durations.append(time.process_time() - began)
     return statistics.median(durations)
 
 
