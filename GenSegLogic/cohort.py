@@ -142,7 +142,7 @@ def run_case(cohort: Cohort, case: Case, engine: Engine, progress: Progress = si
     try:
         volumes = {"image": read_volume(case.image, series=cohort.series)}
         volumes |= {role: read_volume(path) for role, path in case.masks.items()}
-        found = provenance.read(directory) if cohort.resume else None
+        found = provenance.records(directory).get(cohort.task.name) if cohort.resume else None
         resumed = found is not None and _is_done(found, directory, cohort.task, volumes)
         if not resumed:
             results = engine.run(cohort.task, volumes, progress)

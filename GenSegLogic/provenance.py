@@ -18,6 +18,8 @@ from .task import Task
 from .volume import Volume
 
 FILE_NAME = "provenance.json"
+BEFORE = "before"
+"""Key of a record that holds those of other tasks whose results are in the same folder."""
 NOTICE = "Research software; not for clinical use."
 
 
@@ -64,6 +66,21 @@ def read(directory: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def made_by(record: Mapping[str, Any]) -> str:
+    """What made the files of a record: the name of a task, or the kind of a phantom."""
+    return str(record.get("task") or record.get("phantom") or "")
+
+
+def records(directory: Path) -> dict[str, dict[str, Any]]:
+    """What made the files in ``directory`` (see :func:`made_by`) -> its latest record."""
+    last = read(directory)
+    if last is None:
+        return {}
+    before = last.pop(BEFORE, None)
+    kept = before if isinstance(before, dict) and all(isinstance(found, dict) for found in before.values()) else {}
+    return {**kept, made_by(last): last}
 
 
 def same_request(found: Mapping[str, Any] | None, task: Task) -> bool:

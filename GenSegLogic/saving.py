@@ -29,7 +29,8 @@ def save_results(results: Results, directory: Path, image: Volume | None = None)
     """Write ``<stem>.nrrd``, ``<stem>.seg.nrrd``, ``<stem>.csv``, ``overlay.png`` (with ``image``) and the provenance.
 
     Everything is written into a temporary folder on the same disk and moved in when it is complete. Files of an earlier
-    save that this one does not write again are removed if they are unchanged; all other files are kept.
+    save of the same task that this one does not write again are removed if they are unchanged; all other files are
+    kept, and the provenance keeps the records of other tasks.
 
     Returns:
         File name -> path of every file written.
@@ -48,11 +49,13 @@ def save_results(results: Results, directory: Path, image: Volume | None = None)
         temporary = Path(tempfile.mkdtemp(prefix=".genseg-", dir=base))
         new = temporary / "new"
         new.mkdir()
+        others = provenance.records(directory)
+        own = others.pop(provenance.made_by(results.provenance), {})
         try:
-            _write_files(results, new, image)
+            _write_files(results, new, image, others)
         except GenSegError as error:  # what cannot be written is told by the place where it should be, not this one
             raise GenSegError(str(error).replace(str(new), str(directory))) from error
-        _move_in(new, directory, temporary / "old")
+        _move_in(new, directory, temporary / "old", _unchanged_files(directory, own))
     except OSError as error:
         reason = error.strerror or str(error)
         raise GenSegError(f"The results cannot be written to {directory}: {reason}; choose another folder.") from error
@@ -69,7 +72,9 @@ def _file_names(results: Results, image: Volume | None) -> list[str]:
     return names + (["overlay.png"] if image is not None else []) + [provenance.FILE_NAME]
 
 
-def _write_files(results: Results, folder: Path, image: Volume | None) -> None:
+def _write_files(
+    results: Results, folder: Path, image: Volume | None, others: Mapping[str, Mapping[str, Any]]
+) -> None:
     from .volume import write_volume
 
     for stem, segmentation in results.segmentations.items():
@@ -85,6 +90,8 @@ def _write_files(results: Results, folder: Path, image: Volume | None) -> None:
         write_overlay(results, image, folder / "overlay.png")
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     record = {**results.provenance, "synthetic": sorted(f"{stem}.nrrd" for stem in results.synthetic), "files": files}
+    if others:
+        record[provenance.BEFORE] = others
     text = json.dumps(provenance.plain(record), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / provenance.FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
@@ -111,17 +118,17 @@ def _cell(value: Any) -> Any:
     return format(value, ".6g") if isinstance(value, float) else "" if value is None else value
 
 
-def _move_in(new: Path, directory: Path, old: Path) -> None:
-    """Move every file of ``new`` into ``directory``; on any failure, an interrupt included, everything goes back."""
+def _move_in(new: Path, directory: Path, old: Path, stale: set[str]) -> None:
+    """Move every file of ``new`` into ``directory`` and what is ``stale`` of it into ``old``; on any failure, an
+    interrupt included, everything goes back."""
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         os.rename(new, directory)
         return
-    stale = _unchanged_files(directory, provenance.read(directory) or {}) - {path.name for path in new.iterdir()}
     old.mkdir()
     moved_in: list[str] = []
     try:
-        for name in sorted(stale):
+        for name in sorted(stale - {path.name for path in new.iterdir()}):
             os.replace(directory / name, old / name)
         for path in sorted(new.iterdir()):
             if (directory / path.name).exists():

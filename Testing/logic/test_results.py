@@ -102,7 +102,8 @@ def test_the_same_results_give_the_same_bytes_but_for_the_times(tmp_path: Path) 
 
 
 def test_saving_again_replaces_ours_and_keeps_the_users(results: Results, tmp_path: Path) -> None:
-    more = Results(volumes=results.volumes | {"extra": results.volumes["filtered"]}, tables={"edited": [{"a": 1}]})
+    more = Results(volumes=results.volumes | {"extra": results.volumes["filtered"]}, tables={"edited": [{"a": 1}]},
+                   provenance=results.provenance)
     more.save(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "edited.csv").write_text("a\n2\n")
@@ -113,12 +114,28 @@ def test_saving_again_replaces_ours_and_keeps_the_users(results: Results, tmp_pa
     assert (tmp_path / "edited.csv").read_text() == "a\n2\n"
 
 
+def test_results_of_another_task_stay_and_so_does_their_record(results: Results, tmp_path: Path) -> None:
+    Results(volumes={"scan": bright_scan()}, provenance={"phantom": "bright"}).save(tmp_path)
+    engine, scan = Engine("cpu"), read_volume(tmp_path / "scan.nrrd")
+    engine.run(ThresholdTask(), scan).save(tmp_path, scan)  # beside its input, as people do
+    other = Results(tables={"organs": [{"organ": "liver"}], "more": []}, columns={"more": ("a",)},
+                    provenance={"task": "organs", "number": 1})
+    other.save(tmp_path)
+    assert {"scan.nrrd", "bright.csv", "organs.csv", "more.csv"} < set(names(tmp_path))
+    del other.tables["more"]
+    other.save(tmp_path)  # replaces its own alone
+    assert {"scan.nrrd", "bright.csv", "organs.csv"} < set(names(tmp_path)) and not (tmp_path / "more.csv").exists()
+    record = json.loads((tmp_path / "provenance.json").read_text())
+    assert (record["task"], set(record["before"])) == ("organs", {"bright", "threshold"})
+    assert record["before"]["threshold"]["parameters"]["threshold"] == 100.0
+
+
 @pytest.mark.parametrize("fail_at", range(7))
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_any_move_leaves_the_folder_as_it_was(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int, error: BaseException
 ) -> None:
-    Results(tables={"bright": [{"old": 1}], "stale": [{"old": 2}]}).save(tmp_path)
+    Results(tables={"bright": [{"old": 1}], "stale": [{"old": 2}]}, provenance=results.provenance).save(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     moves: list[Path] = []
