@@ -7,6 +7,7 @@ of which the known path is kept, guidance normalised to the region's size, and g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..flow.interpolant import clean_estimate, interpolant, noise_estimate, renoised, times
 from ..flow.samplers import invert
+from ..networks.predictors import NodulePredictor
 from .models import LatentFlow
 
 
@@ -39,9 +41,9 @@ class Guidance:
     """
 
     start: float = 0.7
-    steps: int = 8
-    strength: float = 0.3
-    iterations: int = 3
+    steps: int = 4
+    strength: float = 0.6
+    iterations: int = 1
     recurrences: int = 1
     samples: int = 1
     smoothing: float = 0.1
@@ -93,7 +95,7 @@ def log_no_nodule(predictor: nn.Module, image: Tensor) -> Tensor:
 
 def counterfactual(
     flow: LatentFlow,
-    predictor: nn.Module,
+    predictor: NodulePredictor,
     image: Tensor,
     region: Tensor,
     spacing_mm: float,
@@ -113,7 +115,8 @@ def counterfactual(
         callback: called after every step; may raise.
     """
     velocity = flow.velocity(spacing_mm)
-    window = bounding_window(region, 4)
+    # The predictor takes whole multiples of its stride.
+    window = bounding_window(region, math.ceil(max(predictor.stride) / flow.downsampling))
     decoded = (slice(None), slice(None), *((slice(None),) * 3 if guidance.whole_field else window))
     with torch.no_grad():
         clean = flow.encode(image)

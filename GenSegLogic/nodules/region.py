@@ -27,8 +27,11 @@ REGION_RADIUS = 0.34
 RESIDUAL_BLUR_VOXELS = 0.5
 EVIDENCE_RANGE = 12.0
 """Where the predictor's map lies this many logits below its peak in the middle, it sees nothing of the nodule there."""
-SHELL_SHARE = 0.06
-"""A nodule that fills more of the shell under the region's edge than this is too large for the spacing."""
+SHELL_SHARE = 0.1
+"""A nodule that fills more of the shell under the region's edge is too large for the spacing (from validation)."""
+UNSEEN = 0.2
+"""p(nodule) below which the predictor sees none: one that fills the whole field is only seen from farther off (from
+validation)."""
 SMALL_FOR_SPACING = 9.0
 """A nodule of fewer voxels across than this is outlined better at a finer spacing."""
 GUIDED_REACH_MM = 4.0
@@ -120,8 +123,8 @@ def paint_adaptively(
 ) -> Region:
     """Paint at the finest spacing whose region holds the whole nodule; then paint the nodule's place anew.
 
-    What reaches the region's edge asks for the next spacing; what then turns out small there, and was only spread by
-    the finer look, stays with the finer one.
+    What reaches the region's edge, or is not seen, asks for the next spacing; what then turns out small there, and was
+    only spread by the finer look, stays with the finer one, unless that did not see it.
 
     Where the predictor's evidence at ``center`` lies below ``least_evidence``, a probability, nothing is painted and
     the residual is zero. Ours: the map's peak, which the residual is cut out by, is there without any nodule too.
@@ -137,9 +140,10 @@ def paint_adaptively(
         told = _part(callback, number, shares)
         region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, told)
         diameter_mm, on_shell = extent(region, threshold_hu)
-        if chosen is None or diameter_mm > SMALL_FOR_SPACING * spacing:
+        seen_now_alone = chosen is not None and chosen.probability_before < UNSEEN <= region.probability_before
+        if chosen is None or seen_now_alone or diameter_mm > SMALL_FOR_SPACING * spacing:
             chosen = region
-        if on_shell < SHELL_SHARE:
+        if on_shell < SHELL_SHARE and region.probability_before >= UNSEEN:
             break
     assert chosen is not None  # a flow has at least one spacing
     whole = paint_anew(image, chosen, flow, generator, threshold_hu, _part(callback, shares - 1, shares))

@@ -21,6 +21,9 @@ RELATIVE_THRESHOLD = 0.45
 PEAK_REACH_MM = 1.5
 """What is dense blurs beyond its surface: a voxel also needs this part of the peak within this reach (from validation).
 A dense core thus has its own edge, and leaves the ground glass farther out alone."""
+FLAT_PER_MM = 0.6
+"""The ground glass close by is told from the core's blur by its slope: it changes by less than this part of itself per
+mm (from validation)."""
 
 
 Point = tuple[float, float, float]
@@ -63,6 +66,7 @@ def nodules_from_residual(
         window = window_around(residual, np.array(finding.center), finding.radius_mm)
         values = residual.voxels[window]
         above = dense_enough(values, residual.spacing, threshold_hu, relative)
+        above |= halo(values, above, residual.spacing, threshold_hu)
         if lungs is not None:
             above &= lungs.voxels[window] > 0
         free = labels[window] == 0
@@ -94,6 +98,15 @@ def dense_enough(
     """Voxels (K, J, I) above the threshold and above a part of the largest value in the box of the reach each way."""
     size = [2 * round(reach_mm / float(step)) + 1 for step in spacing_ijk[::-1]]
     return (values > threshold_hu) & (values > relative * ndimage.maximum_filter(values, size))
+
+
+def halo(values: np.ndarray, core: np.ndarray, spacing_ijk: np.ndarray, threshold_hu: float) -> np.ndarray:
+    """Voxels (K, J, I) round a core that are above the threshold, and flat over two of them each way in their slice."""
+    slopes = [
+        ndimage.correlate1d(values, [-0.5, 0, 0.5], axis) / float(step) for axis, step in enumerate(spacing_ijk[::-1])
+    ]
+    slope = np.sqrt(sum(np.square(one) for one in slopes))
+    return ndimage.binary_opening((values > threshold_hu) & (slope < FLAT_PER_MM * values) & ~core, np.ones((1, 2, 2)))
 
 
 def component_at(

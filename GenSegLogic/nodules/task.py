@@ -40,8 +40,8 @@ class NoduleTask(Task):
     seed_points: tuple[tuple[float, float, float], ...] = parameter(
         (), "A suspicious spot, LPS mm; the whole lung is searched without one.", unit="mm"
     )
-    steps: int = parameter(8, "Steps of the flow, each way.", minimum=1, maximum=100)
-    guidance: float = parameter(0.3, "How hard the predictor guides; 0 is the unguided control.", minimum=0, maximum=10)
+    steps: int = parameter(4, "Steps of the flow, each way.", minimum=1, maximum=100)
+    guidance: float = parameter(0.6, "How hard the predictor guides; 0 is the unguided control.", minimum=0, maximum=10)
     start: float = parameter(
         0.7,
         "How far towards noise the scan is taken; more removes more, also of what is healthy.",
