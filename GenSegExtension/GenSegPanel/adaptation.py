@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import subprocess
 import tempfile
@@ -197,7 +198,7 @@ class Adaptation:
             described.append(case)
         (folder / "request.json").write_text(json.dumps({**request, "cases": described}), encoding="utf-8")
         command = [python_executable(), str(Path(__file__).with_name("learn.py")),
-                   str(Path(GenSegLogic.__file__).parents[1]), str(folder)]
+                   str(Path(GenSegLogic.__file__).parents[1]), str(folder), str(os.getpid())]
         with open(self._said, "wb") as said, open(self._log, "wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=log,
                                              env=slicer.util.startupEnvironment(),

@@ -1,15 +1,17 @@
 """The process that learns from a user's own cases; :mod:`GenSegPanel.adaptation` starts it, by path.
 
-    python learn.py ROOT FOLDER
+    python learn.py ROOT FOLDER PARENT
 
 ROOT is the folder that GenSegLogic lies in, FOLDER holds ``request.json`` and the arrays of the cases that it
-names. Standard output gets one JSON object a line: ``fraction`` and ``message`` while it learns, at the end ``bundle``
-and ``messages``, or ``error``.
+names, PARENT is the number of the process with which the learning ends. Standard output gets one JSON object a line:
+``fraction`` and ``message`` while it learns, at the end ``bundle`` and ``messages``, or ``error``.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,9 +54,16 @@ def learn(folder: Path) -> None:
     say(bundle=bundle.name, messages=adapted.messages)
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, parent: int) -> int:
     """Exit code 0: the bundle is there; 1: the last line says why not."""
+    from GenSegLogic.service.lifetime import watch_parent
+
+    def orphaned(reason: str) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # it holds patients' scans, and nobody else is left to delete them
+        os._exit(1)
+
     try:
+        watch_parent(parent, orphaned)
         learn(folder)
     except GenSegError as error:
         say(error=str(error))
@@ -63,4 +72,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[2]), int(sys.argv[3])))

@@ -1,4 +1,5 @@
-"""The service ends when the process that started it does, on every platform and however that process ended."""
+"""A process ends when the one that started it does, on every platform and however that one ended: the service, and a
+panel's learning."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from ..errors import GenSegError
 logger = logging.getLogger(__name__)
 
 GREETING = b"genseg\n"
-"""What the starting process writes to the service's standard input, and then keeps it open.
+"""What the starting process writes to the other's standard input, and then keeps it open, if it uses this at all.
 
 A launcher between the two (PythonSlicer is one) may not hand standard input on. Then it ends at once, without the
 greeting, and means nothing; the process number is watched besides.
@@ -32,7 +33,7 @@ def watch_parent(pid: int, ended: Callable[[str], None]) -> None:
     try:
         parent = psutil.Process(pid)
     except psutil.Error as error:
-        raise GenSegError(f"There is no process {pid} for the service to live with.") from error
+        raise GenSegError(f"There is no process {pid} to live with.") from error
     threading.Thread(target=_watch_process, args=(parent, ended), name="genseg-parent", daemon=True).start()
     threading.Thread(target=_watch_input, args=(ended,), name="genseg-input", daemon=True).start()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import panel_stand_in
@@ -461,6 +462,22 @@ def test_learning_ends_with_a_bundle_that_is_chosen_and_can_be_used(panel, abdom
     assert panel.adaptation.adaptation.state == "done", panel.ui.adaptStatusLabel.toolTip  # what Python said
     assert "my-organs" in panel.ui.adaptStatusLabel.text and panel.ui.bundleCombo.currentText == "my-organs"
     assert panel.knownOrgans() == ("spleen", "liver") and panel.ui.applyButton.enabled
+
+
+def test_learning_ends_with_slicer_however_that_ends(panel, abdomen, marked, monkeypatch):
+    from GenSegPanel import adaptation
+
+    parent = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    monkeypatch.setattr(adaptation, "os", SimpleNamespace(getpid=lambda: parent.pid))
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "orphaned")
+    assert panel_stand_in.process_events(60, lambda: "Learning to" in panel.ui.adaptStatusLabel.text)
+    learning = panel.adaptation.adaptation
+    parent.kill()
+    parent.wait()
+    assert learning._process.wait(20) == 1
+    assert not Path(learning._folder.name).exists()  # the scans of the cases
+    panel.adaptation.stop()
 
 
 def test_learning_can_be_stopped(panel, abdomen, marked):
