@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -30,7 +31,8 @@ def save_results(results: Results, directory: Path, image: Volume | None = None)
 
     Everything is written into a temporary folder on the same disk and moved in when it is complete. Files of an earlier
     save of the same task that this one does not write again are removed if they are unchanged; all other files are
-    kept, and the provenance keeps the records of other tasks.
+    kept, and the provenance keeps the records of other tasks. Where a file of the user's, or one that was edited, has
+    the name of a new one, it is kept under another name, and ``results.messages`` says so.
 
     Returns:
         File name -> path of every file written.
@@ -55,13 +57,18 @@ def save_results(results: Results, directory: Path, image: Volume | None = None)
             _write_files(results, new, image, others)
         except GenSegError as error:  # what cannot be written is told by the place where it should be, not this one
             raise GenSegError(str(error).replace(str(new), str(directory))) from error
-        _move_in(new, directory, temporary / "old", _unchanged_files(directory, own))
+        stale = _unchanged_files(directory, own)
+        ours = stale.union({provenance.FILE_NAME}, *(_unchanged_files(directory, record) for record in others.values()))
+        kept = _other_names(directory, {path.name for path in new.iterdir()} - ours)
+        _move_in(new, directory, temporary / "old", stale, kept)
     except OSError as error:
         reason = error.strerror or str(error)
         raise GenSegError(f"The results cannot be written to {directory}: {reason}; choose another folder.") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+    results.messages += [f"{directory / name} was not as GenSeg had written it: it is kept as {other}."
+                         for name, other in kept.items()]
     return {name: directory / name for name in _file_names(results, image)}
 
 
@@ -118,9 +125,9 @@ def _cell(value: Any) -> Any:
     return format(value, ".6g") if isinstance(value, float) else "" if value is None else value
 
 
-def _move_in(new: Path, directory: Path, old: Path, stale: set[str]) -> None:
-    """Move every file of ``new`` into ``directory`` and what is ``stale`` of it into ``old``; on any failure, an
-    interrupt included, everything goes back."""
+def _move_in(new: Path, directory: Path, old: Path, stale: set[str], kept: Mapping[str, str]) -> None:
+    """Move every file of ``new`` into ``directory``, what is ``stale`` into ``old``, and what is to be ``kept`` to
+    its other name; on any failure, an interrupt included, everything goes back."""
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         os.rename(new, directory)
@@ -128,6 +135,8 @@ def _move_in(new: Path, directory: Path, old: Path, stale: set[str]) -> None:
     old.mkdir()
     moved_in: list[str] = []
     try:
+        for name, other in kept.items():
+            os.replace(directory / name, directory / other)
         for name in sorted(stale - {path.name for path in new.iterdir()}):
             os.replace(directory / name, old / name)
         for path in sorted(new.iterdir()):
@@ -140,7 +149,18 @@ def _move_in(new: Path, directory: Path, old: Path, stale: set[str]) -> None:
             (directory / name).unlink(missing_ok=True)
         for path in old.iterdir():
             os.replace(path, directory / path.name)
+        for name, other in kept.items():
+            if (directory / other).exists():
+                os.replace(directory / other, directory / name)
         raise
+
+
+def _other_names(directory: Path, names: set[str]) -> dict[str, str]:
+    """For each of ``names`` that is in ``directory``, a name that is not."""
+    return {
+        name: next(other for n in itertools.count(1) if not (directory / (other := f"kept-{n}-{name}")).exists())
+        for name in sorted(names) if (directory / name).exists()
+    }
 
 
 def _unchanged_files(directory: Path, record: Mapping[str, Any]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import types
@@ -130,13 +131,31 @@ def test_results_of_another_task_stay_and_so_does_their_record(results: Results,
     assert record["before"]["threshold"]["parameters"]["threshold"] == 100.0
 
 
-@pytest.mark.parametrize("fail_at", range(7))
+def test_what_was_edited_is_kept_under_another_name(results: Results, tmp_path: Path) -> None:
+    results = dataclasses.replace(results, messages=[])
+    results.save(tmp_path, bright_scan())
+    results.save(tmp_path, bright_scan())
+    assert names(tmp_path) == sorted(FILES) and not results.messages  # what nobody has touched is ours to replace
+    written = (tmp_path / "bright.csv").read_bytes()
+    for edit in (b"mine", b"mine again"):
+        (tmp_path / "bright.csv").write_bytes(edit)
+        results.save(tmp_path, bright_scan())
+    assert names(tmp_path) == sorted([*FILES, "kept-1-bright.csv", "kept-2-bright.csv"])
+    assert (tmp_path / "kept-1-bright.csv").read_bytes() == b"mine"
+    assert (tmp_path / "kept-2-bright.csv").read_bytes() == b"mine again"
+    assert (tmp_path / "bright.csv").read_bytes() == written
+    sentence = f"{tmp_path / 'bright.csv'} was not as GenSeg had written it: it is kept as kept-{{}}-bright.csv."
+    assert results.messages == [sentence.format(1), sentence.format(2)]
+
+
+@pytest.mark.parametrize("fail_at", range(8))
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_any_move_leaves_the_folder_as_it_was(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int, error: BaseException
 ) -> None:
     Results(tables={"bright": [{"old": 1}], "stale": [{"old": 2}]}, provenance=results.provenance).save(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "filtered.nrrd").write_text("mine")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     moves: list[Path] = []
 
@@ -146,7 +165,8 @@ def test_a_failure_at_any_move_leaves_the_folder_as_it_was(
             raise error
         os.replace(source, target)
 
-    # Moves, in order: stale.csv out; bright.csv out and in; bright.seg.nrrd, filtered.nrrd in; the record out and in.
+    # Moves, in order: filtered.nrrd to its other name; stale.csv out; bright.csv out and in; bright.seg.nrrd and
+    # filtered.nrrd in; the record out and in.
     monkeypatch.setattr(saving, "os", types.SimpleNamespace(replace=fail_once))
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else GenSegError) as caught:
         results.save(tmp_path)
