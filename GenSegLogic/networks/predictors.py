@@ -85,6 +85,8 @@ class CNNPredictor(NodulePredictor):
             ResidualBlock(second, second),
             ResidualBlock(second, third, dilation=2),
             ResidualBlock(third, third),
+            ResidualBlock(third, third, dilation=2),
+            ResidualBlock(third, third),
         )
         self.norm = nn.GroupNorm(8, third)
         self.classifier = map_classifier(third)

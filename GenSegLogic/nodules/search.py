@@ -22,7 +22,9 @@ TILE_MARGIN = 16
 """Context round every tile, dropped from its map: more than the predictors' receptive field needs to settle."""
 BOX_MARGIN = 4
 PEAK_DISTANCE_MM = 9.0
-LOOKS_PER_MAP = 24
+LOOKS_PER_MAP = 12
+FINE_WEIGHT = 0.7
+"""What the fine look counts for (from validation)."""
 PLACES = 400.0
 """Places in a lung that a nodule might be at; before any look, the odds of each are one to so many."""
 
@@ -37,8 +39,8 @@ class Candidate:
 
     @property
     def logit(self) -> float:
-        """The mean of both looks."""
-        return 0.5 * (self.fine_logit + self.coarse_logit)
+        """The weighted mean of both looks."""
+        return FINE_WEIGHT * self.fine_logit + (1 - FINE_WEIGHT) * self.coarse_logit
 
     @property
     def probability(self) -> float:

@@ -7,16 +7,22 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..progress import Progress, part
 from .tiles import Tile, draw_nodule_tiles, draw_real_tiles, write_tiles
 
+if TYPE_CHECKING:
+    from ..networks.predictors import NodulePredictor
+
 CHESTS = 252
 HELD_OUT_CHESTS = 8
 REAL_TILES = 320
+SEARCHED_SCANS = 16
 DRAWN = "drawn.json"
 """What tiles were drawn with, beside them; written last."""
 C3N = "deep-learning-with-pytorch__dlwpt-code/derived/C3N-00247/ct_lungcrop_half.nii.gz"
@@ -81,6 +87,16 @@ def nodule_tiles(folder: Path, split: str, seed: int, progress: Progress, minute
     _keep(drawn, seed, chests, lambda: write_tiles(
         drawn, split, chests, progress, first=first_chest(seed), minutes=minutes, draw=draw_nodule_tiles))
     return drawn
+
+
+def search_tiles(folder: Path, network: NodulePredictor, seed: int, progress: Progress) -> Path:
+    """``folder``, with tiles at what ``network`` would look at in SEARCHED_SCANS scans of other training phantoms."""
+    from .search_tiles import draw_search_tiles
+
+    _keep(folder, seed, SEARCHED_SCANS, lambda: write_tiles(
+        folder, "train", SEARCHED_SCANS, progress, first=first_chest(seed) + CHESTS,
+        draw=partial(draw_search_tiles, network)))
+    return folder
 
 
 def _keep(folder: Path, seed: int, count: int, draw: Callable[[], None]) -> None:

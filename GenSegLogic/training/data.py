@@ -58,14 +58,16 @@ def flip_and_turn(rng: np.random.Generator, *arrays: np.ndarray) -> list[np.ndar
     return result
 
 
-def image_batches(crops: Crops, size: int, seed: int, jitter: bool) -> Iterator[dict[str, Tensor]]:
+def image_batches(
+    crops: Crops, size: int, seed: int, jitter: bool, chances: np.ndarray | None = None
+) -> Iterator[dict[str, Tensor]]:
     """Endless batches: image (B, 1, 48, 48, 48) in [0, 1], bits (B, 2, 2, 2) of its crops, spacing (B,) mm.
 
-    ``jitter``: see :func:`jittered`.
+    ``jitter``: see :func:`jittered`. ``chances``: how often every tile is drawn, (n,) summing to 1; None: all alike.
     """
     rng = np.random.default_rng([41, seed])
     while True:
-        chosen = rng.integers(len(crops), size=size)
+        chosen = rng.choice(len(crops), size, p=chances)
         images, bits = [], []
         for index in chosen:
             hu, bit = flip_and_turn(rng, crops.image(int(index)).astype(np.float32), crops.bits[int(index)])

@@ -86,14 +86,29 @@ def _predictor(
 ) -> None:
     from . import nodule_calibration as calibration
     from . import nodule_predictor as recipe
+    from .chest_tiles import search_tiles
+    from .data import Crops
 
+    began, work = time.monotonic(), _work(output)
     crops, held_out, facts, left = _tiles(output, minutes, seed, progress)
-    network, curve = recipe.fit(target, crops, held_out, _work(output), left, seed, part(progress, 0.1, 0.95))
+    network, curve = recipe.fit(
+        recipe.untrained(target, seed), crops, held_out, work / "even", recipe.EVEN_TIME * left, seed,
+        part(progress, 0.1, 0.6),
+    )
+    searched = search_tiles(work / "searched", network, seed, part(progress, 0.6, 0.65))
+    crops = Crops([*crops.folders, searched])
+    facts["tiles"] |= _facts([searched])["tiles"]
+    hard_minutes = min((1 - recipe.EVEN_TIME) * left, _left(minutes, began))
+    network, more = recipe.fit(
+        network, crops, held_out, work / "hard", hard_minutes, seed + 1, part(progress, 0.65, 0.95),
+        recipe.chances(network, crops),
+    )
+    curve += [row | {name: round(curve[-1][name] + row[name], 2) for name in ("step", "minutes")} for row in more]
     cases = calibration.calibration_cases(
         calibration.NODULES, calibration.CLEAN_PATIENTS, part(progress, 0.95, 1)
     )
     facts["calibration"] = calibration.calibrate(network, cases)
-    networks = {"predictor": (target, recipe.PREDICTORS[target], network)}
+    networks: Networks = {"predictor": (target, recipe.PREDICTORS[target], network)}
     description = f"Is there a nodule in this crop? {family}, trained on one bit per crop."
     _write(output, recipe_name, "predictor", "classification", description, networks, curve, seed, left, facts)
 

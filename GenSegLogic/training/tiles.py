@@ -29,7 +29,7 @@ TILE_VOXELS = 48
 CROP_VOXELS = 24
 SPACINGS_MM = (0.75, 1.5)
 TILES_PER_CHEST = 24
-TRACE_VOXELS = 16
+TRACE_VOXELS = 40
 """Fewer voxels of a nodule than this in a crop, and a reader could not say: the crop has no bit."""
 
 

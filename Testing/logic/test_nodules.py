@@ -274,6 +274,28 @@ def test_a_look_tells_what_lies_in_its_place_and_where(stride: tuple[int, int, i
     assert np.abs(empty.center - beside).max() <= PLACE_VOXELS * FINE_MM / 2
 
 
+class OneSidedDetector(BlobDetector):
+    """Blind in the half where the index along i is smaller."""
+
+    def logit_map(self, x: Tensor) -> Tensor:
+        """As of a detector that sees, and -60 in the blind half."""
+        logits = super().logit_map(x)
+        logits[..., : logits.shape[-1] // 2] = -60
+        return logits
+
+
+def test_what_is_seen_in_half_of_the_mirrored_cubes_counts_half() -> None:
+    blob = np.array([4.0, -24.0, 24.0])
+    image, _ = lung_scan("LPS", [tuple(blob)])
+    place = blob - np.array([8, 0, 0])
+    seeing = look(image, place, BlobDetector((4, 4, 4)), WINDOW)
+    half_blind = look(image, place, OneSidedDetector((4, 4, 4)), WINDOW)
+    dark = look(image, blob - np.array([30, 0, 0]), OneSidedDetector((4, 4, 4)), WINDOW)
+    assert seeing.logit > 10 > 0 > dark.logit
+    assert half_blind.logit == pytest.approx((seeing.logit + dark.logit) / 2, abs=0.1)
+    assert np.linalg.norm(half_blind.center - seeing.center) < 0.5
+
+
 def test_evidence_is_that_of_the_look_which_sees_the_nodule() -> None:
     image, _ = lung_scan("LPS", [(10.0, -20.0, 30.0)])
     here, beside, detector = np.array([10.0, -20.0, 30.0]), np.array([27.0, -20.0, 30.0]), BlobDetector((4, 4, 4))
@@ -286,7 +308,7 @@ def test_evidence_is_that_of_the_look_which_sees_the_nodule() -> None:
 def test_a_lung_has_many_places_and_hardly_any_holds_a_nodule() -> None:
     assert Candidate(np.zeros(3), 0.0, 0.0).probability == pytest.approx(1 / (PLACES + 1))
     even = float(np.log(PLACES))
-    assert Candidate(np.zeros(3), even + 1, even - 1).probability == pytest.approx(0.5)
+    assert Candidate(np.zeros(3), even + 3, even - 7).probability == pytest.approx(0.5)
 
 
 def test_a_small_blob_is_found_by_the_fine_map_alone() -> None:

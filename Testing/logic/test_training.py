@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from GenSegLogic.bundles import load_bundle, read_bundle
 from GenSegLogic.errors import Cancelled, GenSegError
+from GenSegLogic.networks.predictors import NodulePredictor
 from GenSegLogic.phantoms.chest import ChestOptions, make_chest
 from GenSegLogic.phantoms.splits import SPLITS, Split
 from GenSegLogic.progress import silent
@@ -25,9 +26,11 @@ from GenSegLogic.training import chest_flow, chest_tiles, nodule_predictor, nodu
 from GenSegLogic.training.data import FIELD_VOXELS, Crops, click_batches, image_batches, normalise
 from GenSegLogic.training.loop import CHECKPOINT, CURVE, train
 from GenSegLogic.training.recipes import RECIPES
+from GenSegLogic.training.search_tiles import draw_search_tiles
 from GenSegLogic.training.tiles import (
     CROP_VOXELS,
     TILE_VOXELS,
+    TILES_PER_CHEST,
     TRACE_VOXELS,
     crop_bits,
     draw_nodule_tiles,
@@ -183,10 +186,10 @@ def test_tiles_are_drawn_anew_for_another_seed_or_number(tmp_path: Path, monkeyp
 def test_bits_say_what_a_reader_could_see() -> None:
     mask = np.zeros((TILE_VOXELS,) * 3, np.uint8)
     half = CROP_VOXELS
-    mask[:4, :2, :2] = 1  # exactly TRACE_VOXELS
-    mask[half:, half:, half:][:3, :5, 0] = 1  # one fewer
+    mask[:4, :5, :2] = 1  # exactly TRACE_VOXELS
+    mask[half:, half:, half:][:3, :13, 0] = 1  # one fewer
     mask[0, 0, half:][:5] = 1
-    assert TRACE_VOXELS == 16
+    assert TRACE_VOXELS == 40
     bits = crop_bits(mask)
     expected = np.zeros((2, 2, 2), np.int8)
     expected[0, 0, 0], expected[1, 1, 1], expected[0, 0, 1] = 1, -1, -1
@@ -205,7 +208,7 @@ def test_tiles_are_balanced_over_bits_and_spacings(tiles: list) -> None:
     for tile in tiles:
         assert tile.image.shape == tile.mask.shape == (TILE_VOXELS,) * 3 and tile.image.dtype == np.int16
         assert bool(tile.mask.any()) is tile.label and bool(tile.kind) is tile.label
-        assert (crop_bits(tile.mask) == 1).any() == tile.label
+        assert (crop_bits(tile.mask) != 0).any() == tile.label
         assert tile.image.min() >= -1024 and tile.image.max() <= 3071
     solid = [tile for tile in tiles if tile.label and tile.kind not in ("ground-glass", "part-solid")]
     for tile in solid:
@@ -324,7 +327,8 @@ class InlinePool:
 def two_steps(target: str, folder: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """A predictor after two steps of its recipe."""
     monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(30.0))
-    return nodule_predictor.fit(target, Crops([folder]), Crops([folder]), work, 1.0, 5, silent)[0]
+    network = nodule_predictor.untrained(target, 5)
+    return nodule_predictor.fit(network, Crops([folder]), Crops([folder]), work, 1.0, 5, silent)[0]
 
 
 @pytest.mark.parametrize("target", list(nodule_predictor.PREDICTORS))
@@ -347,6 +351,44 @@ def test_no_voxel_label_reaches_the_predictors(tmp_path: Path, monkeypatch: pyte
     np.save(tmp_path / "deleted" / "labels.npy", 1 - np.abs(labels))
     other = two_steps(target, tmp_path / "deleted", tmp_path / "work-other", monkeypatch)
     assert any(not torch.equal(value, weights[0][name]) for name, value in other.state_dict().items())
+
+
+def test_tiles_that_a_predictor_errs_on_are_drawn_more_often(tmp_path: Path) -> None:
+    crops = Crops([write_folder(tmp_path / "tiles", 12, seed=1)])
+    network = SimpleNamespace(logit_map=lambda x: torch.full((len(x), 12, 12, 12), -9.0))  # sees no nodule anywhere
+    even, mass = nodule_predictor.EVEN_CHANCES / 12, 1 - nodule_predictor.EVEN_CHANCES
+    drawn = nodule_predictor.chances(network, crops)
+    positive = (crops.bits > 0).sum((1, 2, 3))
+    expected = even + mass * positive / positive.sum()  # every nodule that it misses costs the same
+    assert drawn.sum() == pytest.approx(1) and np.abs(drawn - expected).max() < 0.01
+    # And batches keep to them.
+    missed = np.flatnonzero(positive)
+    chances = np.zeros(12)
+    chances[missed[0]] = 1
+    batch = next(image_batches(crops, 8, seed=0, jitter=False, chances=chances))
+    assert set(batch["bits"].flatten(1).clamp_min(0).sum(1).tolist()) == {float(positive[missed[0]])}
+
+
+class Brightness(NodulePredictor):
+    """Sees a nodule where cells are about as bright as soft tissue on the average."""
+
+    def logit_map(self, x: Tensor) -> Tensor:
+        """Mean over cells, against a third of full brightness."""
+        return 30 * (torch.nn.functional.avg_pool3d(x, 4)[:, 0] - 0.33)
+
+
+def test_search_tiles_lie_at_what_the_predictor_sees() -> None:
+    network = Brightness()
+    network.register_parameter("one", nn.Parameter(torch.zeros(1)))
+    split = Split(3_500_000, ChestOptions(), (4.0, 5.0))
+    tiles = list(draw_search_tiles(network, split, 0))
+    assert 20 < len(tiles) <= TILES_PER_CHEST and {tile.spacing_mm for tile in tiles} == {0.75, 1.5}
+    assert all(tile.image.shape == tile.mask.shape == (TILE_VOXELS,) * 3 for tile in tiles)
+    # Near the middle of every tile is something bright, whatever it is; on the average of the lung there is not.
+    near = [tile.image[10:-10, 10:-10, 10:-10] for tile in tiles]
+    assert all(ndimage.uniform_filter(part.astype(float), 4).max() > -560 for part in near)
+    assert any(tile.label for tile in tiles) and not all(tile.label for tile in tiles)
+    assert all(tile.label == bool(tile.mask.any()) for tile in tiles)
 
 
 def test_the_flow_sees_no_label_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,8 +488,11 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
         folder = write_folder(tmp_path / "chest-tiles" / name, 12, seed=number)
         count = counts.get(name, chest_tiles.HELD_OUT_CHESTS)
         (folder / chest_tiles.DRAWN).write_text(json.dumps({"seed": 3, "count": count}))
-    monkeypatch.setattr(chest_tiles, "real_scan", lambda: None)
     output = tmp_path / "of-my-own"
+    if recipe in ("nodule-cnn", "nodule-tinyvit"):
+        folder = write_folder(tmp_path / "of-my-own.work" / "searched", 12, seed=9)
+        (folder / chest_tiles.DRAWN).write_text(json.dumps({"seed": 3, "count": chest_tiles.SEARCHED_SCANS}))
+    monkeypatch.setattr(chest_tiles, "real_scan", lambda: None)
     monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(60.0))
     monkeypatch.setattr("GenSegLogic.training.nodule_calibration.NODULES", 1)
     monkeypatch.setattr("GenSegLogic.training.nodule_calibration.CLEAN_PATIENTS", 1)
@@ -459,7 +504,10 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
     assert (bundle.name, bundle.kind) == ("of-my-own", kinds.get(recipe, "predictor"))
     training = bundle.metadata["training"]
     assert training["seed"] == 3 and training["recipe"] == f"genseg train {recipe}" and training["curve"]
-    assert training["data"]["tiles"] == dict.fromkeys(names[:-1], 12)
+    trained_on = names[:-1] + (["searched"] if bundle.kind == "predictor" else [])
+    assert training["data"]["tiles"] == dict.fromkeys(trained_on, 12)
+    steps = [row["step"] for row in training["curve"]]
+    assert steps == sorted(steps) and len(set(steps)) == len(steps), "the curve of the second part follows the first's"
     assert recipe == "nodule-unet" or "C3N-00247" in training["data"]["real"]
     assert bundle.metadata["metrics"] and bundle.metadata["commercial_use"] is True
     assert "Not for clinical use." in (bundle.folder / "docs" / "README.md").read_text()
