@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -187,6 +188,13 @@ def _draw_chest(job: tuple[Draw, str, int]) -> list[Tile]:
     return list(draw(SPLITS[split], number))
 
 
+def _use_one_thread() -> None:
+    """In a process that draws, for there is one for every core."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def write_tiles(
     folder: Path,
     split: str,
@@ -211,7 +219,9 @@ def write_tiles(
     written = np.empty(0)  # in place of voxels that are in the files already
     until = time.monotonic() + 60 * minutes
     jobs = [(draw, split, first + n) for n in range(chests)]
-    with ProcessPoolExecutor() as pool:
+    # Spawned, not forked: the threads of torch, which some tiles are drawn with, do not survive a fork.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn, initializer=_use_one_thread) as pool:
         for done, tiles in enumerate(pool.map(_draw_chest, jobs), start=1):
             for tile in tiles:
                 images[len(rest)], masks[len(rest)] = tile.image, tile.mask

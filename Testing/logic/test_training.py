@@ -297,7 +297,7 @@ def test_tiles_are_written_with_their_bits(tmp_path: Path, tiles: list) -> None:
 def test_phantoms_are_drawn_in_other_processes_and_within_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("GenSegLogic.training.tiles.ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("GenSegLogic.training.tiles.ProcessPoolExecutor", lambda **how: InlinePool())
     asked: list[tuple] = []
     drawn = list(draw_tiles(SPLITS["held-out"], 0, count=2))
     monkeypatch.setattr("GenSegLogic.training.tiles._draw_chest", lambda job: asked.append(job) or drawn)
