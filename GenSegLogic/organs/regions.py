@@ -65,10 +65,11 @@ def plausible(probabilities: Mapping[str, np.ndarray], grid: Volume) -> dict[str
 def without_doubtful(organs: Mapping[str, np.ndarray], confidence: np.ndarray, grid: Volume) -> dict[str, np.ndarray]:
     """The organs of :func:`plausible`, with those emptied that are too small for a whole one and uncertain besides.
 
-    Where an organ has been removed, what took its place is often taken for a little of it, but seldom for certain.
+    Where an organ has been removed, what took its place is often taken for a little of it, but seldom for certain. Of an
+    organ that reaches the scan's first or last slice, the scan may show no more than a little.
 
     Args:
-        organs: organ -> (k, j, i) float32 in [0, 1], on ``grid``.
+        organs: organ -> (k, j, i) float32 in [0, 1], on ``grid``, k from feet to head or back.
         confidence: (k, j, i) float32 in [0, 1].
         grid: gives the affine.
     """
@@ -77,7 +78,8 @@ def without_doubtful(organs: Mapping[str, np.ndarray], confidence: np.ndarray, g
     for name, values in organs.items():
         inside = values > 0.5
         small = inside.sum() * voxel_ml < ORGANS[name].least_ml
-        doubtful = small and confidence[inside].sum() < CERTAIN * inside.sum()
+        cut_off = inside[0].any() or inside[-1].any()
+        doubtful = small and not cut_off and confidence[inside].sum() < CERTAIN * inside.sum()
         kept[name] = np.zeros_like(values) if doubtful else values
     return kept
 

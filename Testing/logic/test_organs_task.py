@@ -101,7 +101,9 @@ def test_the_most_certain_component_wins_and_not_the_largest() -> None:
 
 def test_what_is_too_small_for_an_organ_has_to_be_certain() -> None:
     small, large = box(MIDDLE, slice(5, 12), slice(5, 12)), box(MIDDLE, slice(20, 36), slice(20, 36))  # 28, 147 ml
-    for size, confidence, stays in ((small, 0.7, False), (small, 0.9, True), (large, 0.7, True)):
+    below, above = (box(part, slice(5, 12), slice(5, 12)) for part in (slice(0, 3), slice(GRID.shape[0] - 3, None)))
+    for size, confidence, stays in ((small, 0.7, False), (small, 0.9, True), (large, 0.7, True),
+                                    (below, 0.7, True), (above, 0.7, True)):  # of these, the rest is out of sight
         kept = without_doubtful({"spleen": size}, np.full(GRID.shape, confidence, np.float32), GRID)
         assert np.array_equal(kept["spleen"], size if stays else np.zeros_like(size))
 
