@@ -65,8 +65,8 @@ def plausible(probabilities: Mapping[str, np.ndarray], grid: Volume) -> dict[str
 def without_doubtful(organs: Mapping[str, np.ndarray], confidence: np.ndarray, grid: Volume) -> dict[str, np.ndarray]:
     """The organs of :func:`plausible`, with those emptied that are too small for a whole one and uncertain besides.
 
-    Where an organ has been removed, what took its place is often taken for a little of it, but seldom for certain. Of an
-    organ that reaches the scan's first or last slice, the scan may show no more than a little.
+    Where an organ has been removed, what took its place is often taken for a little of it, but seldom for certain. An
+    organ that reaches the scan's first or last slice may be whole outside of it.
 
     Args:
         organs: organ -> (k, j, i) float32 in [0, 1], on ``grid``, k from feet to head or back.
