@@ -1,5 +1,7 @@
 """Nodules in ratios: plain training-free guidance against what ships, lung volume against time, peaks of memory.
 
+Seconds are of processor time, so that other work on the machine does not count.
+
 Every peak is that of a process of its own; those of painting count from what it held when the models were loaded. All
 methods paint the same nodules of the phantoms' test split from the same noise.
 """
@@ -11,7 +13,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,17 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 MEGABYTE = 1e6
-PLAIN = {"iterations": 1, "recurrences": 1, "samples": 1, "through_network": True, "only_darker": False}
+PLAIN: dict[str, Any] = {
+    "iterations": 1, "recurrences": 1, "samples": 1, "through_network": True, "only_darker": False, "whole_field": True
+}
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
-    "plain": {**PLAIN, "whole_field": True},
+    "plain": PLAIN,
     "plain, same window": {**PLAIN, "whole_field": False},
+    "plain, 8 steps": {**PLAIN, "steps": 8, "strength": 0.3},
 }
+ONE_STEP = ("default", "plain", "plain, same window")
+"""Of the methods those that differ within one step."""
 WIDE_SCAN = (400, 512, 512)
 
 
@@ -44,8 +53,12 @@ def shipped():
     return load_models(names), autocast(names)
 
 
-def paint_case(method: str, number: int) -> dict[str, float]:
-    """Paint one nodule at the default's spacing; seconds of the guided pass, and Dice after the second one."""
+def paint_case(number: int) -> dict[str, dict[str, float]]:
+    """Paint one nodule by every method, at the default's spacing.
+
+    Returns:
+        By method: seconds of the guided pass, and Dice after the second one.
+    """
     import torch
 
     from GenSegLogic.evaluation.cases import nodule_case
@@ -58,17 +71,20 @@ def paint_case(method: str, number: int) -> dict[str, float]:
     models, autocast = shipped()
     half = models.flow.spacings_mm[-1] * models.flow.field_voxels / 2 + FIELD_MARGIN_MM
     case = nodule_case("test", number, half)
-    setting = replace(TASK.guidance_settings(), **METHODS[method])
+    result = {}
     with autocast:
         spacing = float(Situation(case, models).region.residual.spacing[0])
-        started = time.perf_counter()
-        generator = torch.Generator().manual_seed(case.seed)
-        region, _ = paint(case.image, case.seed_point, spacing, models.flow, models.predictor, setting, generator)
-        seconds = time.perf_counter() - started
-        region = paint_anew(case.image, region, models.flow, generator, TASK.threshold)
-    situation = Situation(case, models, painted={TASK.guidance: region})
-    found = as_the_task(combine(case.image, [region]), situation, TASK.threshold)
-    return {"seconds": seconds, "dice": dice(found, case.truth)}
+        for method, changes in METHODS.items():
+            setting = replace(TASK.guidance_settings(), **changes)
+            generator = torch.Generator().manual_seed(case.seed)
+            started = time.process_time()
+            region, _ = paint(case.image, case.seed_point, spacing, models.flow, models.predictor, setting, generator)
+            seconds = time.process_time() - started
+            region = paint_anew(case.image, region, models.flow, generator, TASK.threshold)
+            situation = Situation(case, models, painted={TASK.guidance: region})
+            found = as_the_task(combine(case.image, [region]), situation, TASK.threshold)
+            result[method] = {"seconds": seconds, "dice": dice(found, case.truth)}
+    return result
 
 
 def peak_of_painting(method: str) -> int:
@@ -81,7 +97,7 @@ def peak_of_painting(method: str) -> int:
 
     models, autocast = shipped()
     image = Volume(np.full((64, 64, 64), -850, np.int16), np.diag([1.5, 1.5, 1.5, 1]), "lung", {})
-    setting = replace(TASK.guidance_settings(), **METHODS[method], steps=1)
+    setting = replace(TASK.guidance_settings(), **{**METHODS[method], "steps": 1})
     before = peak_bytes()
     with autocast:
         paint(image, np.full(3, 48.0), 1.5, models.flow, models.predictor, setting, torch.Generator())
@@ -104,23 +120,33 @@ def peak_of_wide_scan() -> int:
     return peak_bytes()
 
 
-def peak_of_maisi() -> int:
-    """Bytes that a process takes for one guided step of MAISI's own networks, random weights, on 64^3 voxels."""
+def step_of_maisi(method: str) -> tuple[int, int, float]:
+    """A guided step of MAISI's own networks, random weights, on 64^3 voxels; for a process of its own.
+
+    Returns:
+        Bytes that the process takes in all, bytes above the loaded networks, and seconds of the step.
+    """
     import torch
 
+    from GenSegLogic.evaluation.methods import TASK
     from GenSegLogic.networks import build
     from GenSegLogic.networks.maisi import MAISI_AUTOENCODER, MAISI_VELOCITY
-    from GenSegLogic.nodules.counterfactual import Guidance, ball, counterfactual
+    from GenSegLogic.networks.predictors import cnn
+    from GenSegLogic.nodules.counterfactual import ball, counterfactual
     from GenSegLogic.nodules.models import LatentFlow
+    from GenSegLogic.nodules.region import REGION_RADIUS
 
     networks = [build("maisi-autoencoder", MAISI_AUTOENCODER), build("maisi-velocity", MAISI_VELOCITY)]
     for network in networks:
         network.eval().requires_grad_(False)
     flow = LatentFlow(networks[0], networks[1], 1.0, 4, (-1000.0, 1000.0), "RAS", field_voxels=64)
-    predictor = build("predictor-cnn", {}).eval().requires_grad_(False)
-    counterfactual(flow, predictor, torch.rand(1, 1, 64, 64, 64), ball((16,) * 3, (7.5,) * 3, 4.0, 2.0), 1.0,
-                   Guidance(steps=1), torch.Generator())
-    return peak_bytes()
+    predictor = cnn().eval().requires_grad_(False)
+    region = ball((16,) * 3, (7.5,) * 3, REGION_RADIUS * 16 - 1, 2.0)
+    setting = replace(TASK.guidance_settings(), **METHODS[method], steps=2)
+    before, told = peak_bytes(), []
+    counterfactual(flow, predictor, torch.rand(1, 1, 64, 64, 64), region, 1.0, setting, torch.Generator(),
+                   lambda step, steps: told.append(time.process_time()))
+    return peak_bytes(), peak_bytes() - before, told[-1] - told[-2]  # the first step warms up
 
 
 def seconds_by_lung(parts: tuple[float, ...] = (0.5, 1.0)) -> list[tuple[float, float]]:
@@ -136,52 +162,65 @@ def seconds_by_lung(parts: tuple[float, ...] = (0.5, 1.0)) -> list[tuple[float, 
     result = []
     for share in (parts[0], *parts):  # the first run warms up and does not count
         kept = lungs.with_voxels(np.where((rows <= share * rows[-1])[:, None, None], lungs.voxels, 0))
-        started = time.perf_counter()
+        started = time.process_time()
         with autocast:
             find_candidates(scan, kept, models.predictor, models.flow.window_hu)
         litres = float(kept.voxels.sum() * np.prod(kept.spacing)) / 1e6
-        result.append((litres, time.perf_counter() - started))
+        result.append((litres, time.process_time() - started))
     return result[1:]
 
 
-def in_a_process(*words: str) -> int:
-    """What this script prints as its last line when it is run with ``words``, as a number of bytes."""
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+IN_A_PROCESS: dict[str, Callable[[], Any]] = {
+    **{name: partial(peak_of_painting, name) for name in METHODS},
+    **{f"maisi, {name}": partial(step_of_maisi, name) for name in ONE_STEP},
+    "wide scan": peak_of_wide_scan,
+}
+
+
+def in_a_process(name: str) -> Any:
+    """What a function of IN_A_PROCESS returns in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, "--only", name], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_ratios(title: str, seconds: dict[str, float], peaks: dict[str, int], more: dict[str, str]) -> None:
+    """One row a method, in multiples of the default; seconds and bytes by method, and what else there is to say."""
+    print(f"{title:20s} seconds  x time  peak MB  x peak{'   Dice  default - this, 95 %' if more else ''}")
+    for name in seconds:
+        times, peak = seconds[name] / seconds["default"], peaks[name] / peaks["default"]
+        print(f"{name:20s} {seconds[name]:7.2f} {times:7.2f} {peaks[name] / MEGABYTE:8.0f} {peak:7.2f}"
+              f"{more.get(name, '')}")
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodules", type=int, default=60, help="nodules of the test split (default 60)")
-    parser.add_argument("--peak", choices=[*METHODS, "wide scan", "maisi"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=IN_A_PROCESS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        special = {"wide scan": peak_of_wide_scan, "maisi": peak_of_maisi}
-        print(special[arguments.peak]() if arguments.peak in special else peak_of_painting(arguments.peak))
+    if arguments.only:
+        print(json.dumps(IN_A_PROCESS[arguments.only]()))
         return
     from GenSegLogic.evaluation.metrics import bootstrap_interval
 
-    measured: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
-    for number in range(arguments.nodules):
-        for name in METHODS:
-            measured[name].append(paint_case(name, number))
-    default = {key: np.array([one[key] for one in measured["default"]]) for key in ("seconds", "dice")}
-    peaks = {name: in_a_process("--peak", name) for name in METHODS}
-    print("guidance             seconds  x time  peak MB  x peak   Dice  default - this, 95 %")
-    for name, rows in measured.items():
-        seconds = np.array([row["seconds"] for row in rows]).mean()
-        scores = np.array([row["dice"] for row in rows])
-        low, high = bootstrap_interval(default["dice"] - scores)
-        times, peak = seconds / default["seconds"].mean(), peaks[name] / peaks["default"]
-        print(f"{name:20s} {seconds:7.2f} {times:7.2f} {peaks[name] / MEGABYTE:8.0f} {peak:7.2f} {scores.mean():6.3f}  "
-              f"[{low:.3f}, {high:.3f}]")
+    cases = [paint_case(number) for number in range(arguments.nodules)]
+    measured = {key: {name: np.array([case[name][key] for case in cases]) for name in METHODS}
+                for key in ("seconds", "dice")}
+    told = {}
+    for name, scores in measured["dice"].items():
+        low, high = bootstrap_interval(measured["dice"]["default"] - scores)
+        told[name] = f" {scores.mean():6.3f}  [{low:.3f}, {high:.3f}]"
+    print_ratios(f"{len(cases)} nodules", {name: seconds.mean() for name, seconds in measured["seconds"].items()},
+                 {name: in_a_process(name) for name in METHODS}, told)
+    steps = {name: in_a_process(f"maisi, {name}") for name in ONE_STEP}
+    print_ratios("one step, MAISI-size", {name: seconds for name, (_, _, seconds) in steps.items()},
+                 {name: peak for name, (_, peak, _) in steps.items()}, {})
+    print(f"peak of the process, MAISI-size: {steps['default'][0] / 1e9:.2f} GB")
+    print(f"peak of the process, wide scan: {in_a_process('wide scan') / 1e9:.2f} GB")
     small, whole = seconds_by_lung()
     growth = (whole[1] / small[1]) / (whole[0] / small[0])
     print(f"search: {small[0]:.2f} l in {small[1]:.1f} s, {whole[0]:.2f} l in {whole[1]:.1f} s: {growth:.2f} x linear")
-    for name in ("wide scan", "maisi"):
-        print(f"peak of the process, {name}: {in_a_process('--peak', name) / 1e9:.2f} GB")
-    print(json.dumps({name: [row["dice"] for row in rows] for name, rows in measured.items()}))
+    print(json.dumps({name: scores.tolist() for name, scores in measured["dice"].items()}))
 
 
 if __name__ == "__main__":
