@@ -1,7 +1,7 @@
 """GenSegLogic: generative segmentation of medical volumes, without Slicer and without Qt.
 
     from GenSegLogic import Engine, NoduleTask, read_volume
-    results = Engine().run(NoduleTask(steps=8), read_volume("chest.nrrd"))
+    results = Engine().run(NoduleTask(most=5), read_volume("chest.nrrd"))
     results.save("out")
 
 Names are imported on first use, so that ``import GenSegLogic`` stays instant and works before torch is installed.

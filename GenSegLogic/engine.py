@@ -51,7 +51,7 @@ class _Warm:
 class Engine:
     """Runs tasks on one device and keeps the networks that they use.
 
-    ``Engine().run(NoduleTask(steps=8), read_volume("chest.nrrd"))``
+    ``Engine().run(NoduleTask(most=5), read_volume("chest.nrrd"))``
 
     Where the memory does not suffice, it tries the task's lighter variants, then lower precision, then the CPU, and
     says so in ``Results.messages``. Results made with the same seed on the same kind of CPU are the same to the byte;

@@ -154,7 +154,7 @@ class GenSegNodulesLogic(ScriptedLoadableModuleLogic):
     Copy and paste, with a chest CT loaded as ``chest``::
 
         from GenSegNodules import GenSegNodulesLogic
-        nodes = GenSegNodulesLogic().run(slicer.util.getNode("chest"), steps=8)
+        nodes = GenSegNodulesLogic().run(slicer.util.getNode("chest"), most=5)
         print(nodes["nodules_segmentation"].GetSegmentation().GetNumberOfSegments(), "nodules")
 
     Without blocking the window::
