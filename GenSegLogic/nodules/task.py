@@ -40,7 +40,7 @@ class NoduleTask(Task):
     seed_points: tuple[tuple[float, float, float], ...] = parameter(
         (), "A suspicious spot, LPS mm; the whole lung is searched without one.", unit="mm"
     )
-    steps: int = parameter(4, "Steps of the flow, each way.", minimum=1, maximum=100)
+    steps: int = parameter(4, "Steps of the flow, each way; every one of them guides.", minimum=1, maximum=100)
     guidance: float = parameter(0.6, "How hard the predictor guides; 0 is the unguided control.", minimum=0, maximum=10)
     start: float = parameter(
         0.7,

@@ -23,7 +23,8 @@ PREDICTORS: dict[str, dict[str, Any]] = {"predictor-cnn": {}, "predictor-tinyvit
 POSITIVE_WEIGHT = 3.0
 """One crop in six holds a nodule."""
 EVEN_TIME = 0.6
-"""Part of the training in which all tiles are drawn alike; then most are learned, and :func:`chances` knows which."""
+"""Part of the training in which all tiles are drawn alike; after it, most are known, and :func:`chances_by_loss` asks
+which are not."""
 EVEN_CHANCES = 0.4
 """Part of the draws that stays even, so that what is learned is not forgotten."""
 MOST_LOSS = 12.0
@@ -53,7 +54,7 @@ def crop_losses(logits: Tensor, bits: Tensor) -> Tensor:
     return crop_weights(bits) * F.binary_cross_entropy_with_logits(logits, bits.clamp_min(0), reduction="none")
 
 
-def chances(network: NodulePredictor, crops: Crops) -> np.ndarray:
+def chances_by_loss(network: NodulePredictor, crops: Crops) -> np.ndarray:
     """How often every tile is to be drawn, (n,) summing to 1: EVEN_CHANCES alike, the rest by its loss so far."""
     losses = []
     for start in range(0, len(crops), 8):

@@ -101,7 +101,7 @@ def _predictor(
     hard_minutes = min((1 - recipe.EVEN_TIME) * left, _left(minutes, began))
     network, more = recipe.fit(
         network, crops, held_out, work / "hard", hard_minutes, seed + 1, part(progress, 0.65, 0.95),
-        recipe.chances(network, crops),
+        recipe.chances_by_loss(network, crops),
     )
     curve += [row | {name: round(curve[-1][name] + row[name], 2) for name in ("step", "minutes")} for row in more]
     cases = calibration.calibration_cases(

@@ -357,7 +357,7 @@ def test_tiles_that_a_predictor_errs_on_are_drawn_more_often(tmp_path: Path) -> 
     crops = Crops([write_folder(tmp_path / "tiles", 12, seed=1)])
     network = SimpleNamespace(logit_map=lambda x: torch.full((len(x), 12, 12, 12), -9.0))  # sees no nodule anywhere
     even, mass = nodule_predictor.EVEN_CHANCES / 12, 1 - nodule_predictor.EVEN_CHANCES
-    drawn = nodule_predictor.chances(network, crops)
+    drawn = nodule_predictor.chances_by_loss(network, crops)
     positive = (crops.bits > 0).sum((1, 2, 3))
     expected = even + mass * positive / positive.sum()  # every nodule that it misses costs the same
     assert drawn.sum() == pytest.approx(1) and np.abs(drawn - expected).max() < 0.01
