@@ -37,7 +37,7 @@ class Case:
 
     Attributes:
         image: CT in HU, with enough surroundings for a field.
-        lungs: uint8 mask on the same grid, or None.
+        lungs: uint8 mask on the same grid, for the baseline images of attribution methods; None: everywhere.
         truth: boolean (K, J, I); empty where there is no nodule.
         seed_point: (3,) LPS mm, where a reader clicked.
         seed: of the noise of the generative methods.

@@ -1,6 +1,7 @@
 """The methods of the nodule table: each gives a score map round a click, and a component of what exceeds a threshold.
 
-All see the same field and the same region of interest: the ball at the spacing that the guided method chose.
+All see the same field and the same region of interest: the ball that the guided method chose. No mask is cut by the
+lungs: a phantom's exact mask would tell where a nodule ends at the pleura, which no scan does.
 """
 
 from __future__ import annotations
@@ -85,9 +86,8 @@ class Situation:
     @cached_property
     def field(self) -> Volume:
         """The field in HU on the guided region's grid."""
-        spacing = float(self.region.residual.spacing[0])
-        flow = self.models.flow
-        return field_volume(self.case.image, self.case.seed_point, spacing, flow.field_voxels, flow.orientation)
+        flow, region = self.models.flow, self.region
+        return field_volume(self.case.image, region.center, region.spacing_mm, flow.field_voxels, flow.orientation)
 
     @cached_property
     def tensor(self) -> Tensor:
@@ -113,14 +113,14 @@ class Situation:
     def on_scan(self, values: Tensor) -> Volume:
         """A map (K, J, I) on the field, inside the region's ball, on the scan's own grid."""
         voxels = values.detach().float().cpu().numpy().copy()
-        voxels[_distance(self.field, self.case.seed_point) > self.region.radius_mm] = 0
+        voxels[_distance(self.field, self.region.center) > self.region.radius_mm] = 0
         return combine(self.case.image, [replace(self.region, residual=self.field.with_voxels(voxels))])
 
 
 def pointed_at(scores: Volume, situation: Situation, threshold: float, relative: float = 0.0) -> np.ndarray:
     """The component above the threshold that the click points at."""
-    finding = Finding(as_point(situation.case.seed_point), situation.region.radius_mm, 1.0)
-    found = nodules_from_residual(scores, situation.case.lungs, [finding], threshold, relative)
+    finding = Finding(as_point(situation.region.center), situation.region.radius_mm, 1.0)
+    found = nodules_from_residual(scores, None, [finding], threshold, relative)
     return found.labelmap.voxels > 0
 
 
@@ -130,13 +130,11 @@ def as_the_task(residual: Volume, situation: Situation, threshold: float) -> np.
 
 
 def largest(scores: Volume, situation: Situation, threshold: float) -> np.ndarray:
-    """The largest component above the threshold in the region's ball and the lungs."""
-    center, radius = situation.case.seed_point, situation.region.radius_mm
+    """The largest component above the threshold in the region's ball."""
+    center, radius = situation.region.center, situation.region.radius_mm
     result = np.zeros(scores.shape, bool)
     window = window_around(scores, center, radius)
     above = (scores.voxels > threshold)[window] & (_distance(scores, center)[window] <= radius)
-    if situation.case.lungs is not None:
-        above &= situation.case.lungs.voxels[window] > 0
     labels, count = ndimage.label(above, np.ones((3, 3, 3)))
     if count:
         component = labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())

@@ -20,6 +20,8 @@ PLACE_VOXELS = 24
 """Edge of the place in its middle: that of the crops that have a bit "there is a nodule in here" in training."""
 
 
+CLICK_REACH_MM = 6.0
+"""So far from a nodule's middle may a reader click, for it to be the one that is meant."""
 MIRRORED = ((), (-1,), (-2,), (-2, -1))
 """Axes along which a look mirrors its cube, left to right and front to back; the mean of all four counts. What is taken
 for a nodule in one of them alone seldom is one."""
@@ -79,13 +81,16 @@ def look(
     return Look(float(values.max() + np.log(odds.sum(1)).mean()), center)
 
 
-def evidence_logit(
-    image: Volume, center: np.ndarray, predictor: NodulePredictor, window_hu: tuple[float, float]
-) -> float:
-    """Log odds of a nodule at ``center`` (LPS mm), if one is as likely there as none: what recipes calibrate.
+def look_at_click(
+    image: Volume, click: np.ndarray, predictor: NodulePredictor, window_hu: tuple[float, float]
+) -> Look:
+    """What lies at ``click`` (LPS mm), if a nodule is as likely there as none: its log odds are what recipes calibrate.
 
     Large pale nodules are seen by the coarse look alone. Its place is eight times as large and as likely to hold
-    something else, which its logit is lowered for (ours).
+    something else, which its logit is lowered for (ours). The centre is where the fine look sees the nodule, if that is
+    within CLICK_REACH_MM of the click, for readers do not hit the middle; else the click.
     """
-    fine, coarse = (look(image, center, predictor, window_hu, spacing).logit for spacing in (FINE_MM, COARSE_MM))
-    return max(fine, coarse - 3 * float(np.log(COARSE_MM / FINE_MM)))
+    fine, coarse = (look(image, click, predictor, window_hu, spacing) for spacing in (FINE_MM, COARSE_MM))
+    seen = fine.logit > 0 and float(np.linalg.norm(fine.center - click)) <= CLICK_REACH_MM
+    logit = max(fine.logit, coarse.logit - 3 * float(np.log(COARSE_MM / FINE_MM)))
+    return Look(logit, fine.center if seen else np.asarray(click, float))

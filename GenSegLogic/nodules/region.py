@@ -15,9 +15,9 @@ from scipy import ndimage
 from torch.nn import functional
 
 from ..networks.predictors import NodulePredictor
-from ..volume import Volume
+from ..volume import Volume, resample
 from .counterfactual import Counterfactual, Guidance, ball, counterfactual
-from .fields import evidence_logit, field_volume, sigmoid, to_tensor
+from .fields import field_volume, look_at_click, sigmoid, to_tensor
 from .inpainting import inpaint
 from .models import LatentFlow
 from .segments import Finding, as_point, component_at, dense_enough
@@ -37,6 +37,9 @@ SMALL_FOR_SPACING = 9.0
 GUIDED_REACH_MM = 4.0
 """The guided residual is less sharp than a scan: what is above a part of the peak within this reach is the nodule's
 place (from validation)."""
+PLACE_SHARE = 0.7
+"""Guidance takes only part of what a faint nodule adds: its place begins at this part of the threshold (from
+validation)."""
 ANEW_MARGIN_MM = 3.5
 """Round what guidance took, so much is painted anew besides: guidance leaves the rim (from validation)."""
 
@@ -47,18 +50,20 @@ class Region:
 
     Attributes:
         center: (3,) LPS mm.
-        residual: HU that the nodule adds, smoothed, on the field's own grid; 0 outside the region.
+        spacing_mm: at which it was painted.
+        residual: HU that the nodule adds, smoothed, on a grid of its own; 0 outside the region.
         radius_mm: of the region of interest.
         probability_before, probability_after: p(nodule) of the field and of its counterfactual.
-        evidence: p(nodule) of the point, by which it is decided whether anything is painted; None where nobody asked.
+        evidence: p(nodule) that the predictor sees at the point, by which it is decided whether anything is painted.
     """
 
     center: np.ndarray
+    spacing_mm: float
     residual: Volume
     radius_mm: float
     probability_before: float
     probability_after: float
-    evidence: float | None = None
+    evidence: float = 1.0
 
 
 def paint(
@@ -85,6 +90,7 @@ def paint(
     residual[(_distance_mm(field) > radius_mm) | ~evidence(predictor, tensor)] = 0
     result = Region(
         center=np.asarray(center, float),
+        spacing_mm=spacing_mm,
         residual=field.with_voxels(residual.astype(np.float32), "residual"),
         radius_mm=radius_mm,
         probability_before=painted.probability_before,
@@ -112,7 +118,7 @@ def evidence(predictor: NodulePredictor, image: torch.Tensor) -> np.ndarray:
 
 def paint_adaptively(
     image: Volume,
-    center: np.ndarray,
+    click: np.ndarray,
     flow: LatentFlow,
     predictor: NodulePredictor,
     guidance: Guidance,
@@ -123,27 +129,30 @@ def paint_adaptively(
 ) -> Region:
     """Paint at the finest spacing whose region holds the whole nodule; then paint the nodule's place anew.
 
-    What reaches the region's edge, or is not seen, asks for the next spacing; what then turns out small there, and was
-    only spread by the finer look, stays with the finer one, unless that did not see it.
+    What reaches the region's edge asks for the next spacing; what then turns out small there, and was only spread by
+    the finer look, stays with the finer one. What is not seen asks for it too, and stays unless it is seen there.
 
-    Where the predictor's evidence at ``center`` lies below ``least_evidence``, a probability, nothing is painted and
-    the residual is zero. Ours: the map's peak, which the residual is cut out by, is there without any nodule too.
+    Args:
+        click: (3,) LPS mm, on the nodule or close by.
+        least_evidence: where the predictor sees a nodule with less than this probability, nothing is painted and the
+            residual is zero. Ours: the map's peak, which the residual is cut out by, is there without any nodule too.
     """
-    evidence_here = None
-    if least_evidence > 0:
-        evidence_here = sigmoid(evidence_logit(image, center, predictor, flow.window_hu))
-        if evidence_here < least_evidence:
-            return untouched(image, center, flow, evidence_here)
+    seen = look_at_click(image, click, predictor, flow.window_hu)
+    evidence_here = sigmoid(seen.logit)
+    if evidence_here < least_evidence:
+        return untouched(image, seen.center, flow, evidence_here)
     shares = len(flow.spacings_mm) + 1
     chosen: Region | None = None
+    too_large = False
     for number, spacing in enumerate(flow.spacings_mm):
         told = _part(callback, number, shares)
-        region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, told)
+        region, _ = paint(image, seen.center, spacing, flow, predictor, guidance, generator, told)
         diameter_mm, on_shell = extent(region, threshold_hu)
         seen_now_alone = chosen is not None and chosen.probability_before < UNSEEN <= region.probability_before
-        if chosen is None or seen_now_alone or diameter_mm > SMALL_FOR_SPACING * spacing:
+        if chosen is None or seen_now_alone or (too_large and diameter_mm > SMALL_FOR_SPACING * spacing):
             chosen = region
-        if on_shell < SHELL_SHARE and region.probability_before >= UNSEEN:
+        too_large = on_shell >= SHELL_SHARE
+        if not too_large and region.probability_before >= UNSEEN:
             break
     assert chosen is not None  # a flow has at least one spacing
     whole = paint_anew(image, chosen, flow, generator, threshold_hu, _part(callback, shares - 1, shares))
@@ -161,27 +170,31 @@ def paint_anew(
     """The same region with the residual of the second pass: the scan less what is painted at the nodule's place.
 
     The place is what the guided residual segments, and ANEW_MARGIN_MM round it. Where that is nothing, the guided
-    residual stays.
+    residual stays. What is painted is smooth and the scan is not: their difference is taken at the finest spacing,
+    whatever the painting's, so that the nodule keeps the edge that the scan shows.
     """
     residual = region.residual
     place = component_at(
-        dense_enough(residual.voxels, residual.spacing, threshold_hu, reach_mm=GUIDED_REACH_MM),
+        dense_enough(residual.voxels, residual.spacing, PLACE_SHARE * threshold_hu, reach_mm=GUIDED_REACH_MM),
         residual,
         (slice(0, None),) * 3,
         Finding(as_point(region.center), region.radius_mm, 1.0),
     )
     if place is None:
         return region
-    spacing = float(residual.spacing[0])
-    near = ndimage.distance_transform_edt(~place, sampling=spacing) <= ANEW_MARGIN_MM
+    near = ndimage.distance_transform_edt(~place, sampling=region.spacing_mm) <= ANEW_MARGIN_MM
     near &= _distance_mm(residual) <= region.radius_mm
     device = next(flow.autoencoder.parameters()).device
-    field = field_volume(image, region.center, spacing, flow.field_voxels, flow.orientation)
-    tensor = to_tensor(field, flow.window_hu, device)
+    field = field_volume(image, region.center, region.spacing_mm, flow.field_voxels, flow.orientation)
     hole = functional.max_pool3d(torch.from_numpy(near.astype(np.float32))[None, None], flow.downsampling).to(device)
-    painted = inpaint(flow, tensor, hole, spacing, generator, callback)
-    added = residual_between(tensor, painted, flow)
-    return replace(region, residual=residual.with_voxels(np.where(near, added, 0).astype(np.float32)))
+    painted = inpaint(flow, to_tensor(field, flow.window_hu, device), hole, region.spacing_mm, generator, callback)
+    finest = flow.spacings_mm[0]
+    size = round(flow.field_voxels * region.spacing_mm / finest)
+    fine = field_volume(image, region.center, finest, size, flow.orientation)
+    without = resample(field.with_voxels(painted[0, 0].float().cpu().numpy()), fine.shape, fine.affine, "linear")
+    added = residual_between(to_tensor(fine, flow.window_hu), torch.from_numpy(without.voxels)[None, None], flow)
+    near = resample(field.with_voxels(near.astype(np.uint8)), fine.shape, fine.affine, "nearest", 0).voxels > 0
+    return replace(region, residual=fine.with_voxels(np.where(near, added, 0).astype(np.float32), "residual"))
 
 
 def residual_between(image: torch.Tensor, painted: torch.Tensor, flow: LatentFlow) -> np.ndarray:
@@ -210,7 +223,7 @@ def untouched(image: Volume, center: np.ndarray, flow: LatentFlow, evidence_here
     field = field_volume(image, center, spacing, flow.field_voxels, flow.orientation)
     radius_mm = (REGION_RADIUS * (flow.field_voxels // flow.downsampling) + 1) * flow.downsampling * spacing
     residual = field.with_voxels(np.zeros(field.shape, np.float32), "residual")
-    return Region(np.asarray(center, float), residual, radius_mm, evidence_here, evidence_here, evidence_here)
+    return Region(np.asarray(center, float), spacing, residual, radius_mm, evidence_here, evidence_here, evidence_here)
 
 
 def extent(region: Region, threshold_hu: float) -> tuple[float, float]:

@@ -56,7 +56,7 @@ class NoduleTask(Task):
         unit="HU",
     )
     probability: float = parameter(
-        0.5, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
+        0.1, "Candidates of the search below this probability are dropped.", minimum=0, maximum=1
     )
     evidence: float = parameter(
         0.5,
@@ -154,23 +154,22 @@ class NoduleTask(Task):
             # Every region draws its own noise, so that a finding does not depend on those before it.
             generator = torch.Generator().manual_seed(self.seed + 7919 * number)
             told = part(painting, (number - 1) / len(candidates), number / len(candidates))
+            # What the search found has been asked for more than that already.
+            least_evidence = self.evidence if probability is None else 0.0
             region = paint_region(
-                image, center, flow, predictor, self.guidance_settings(), generator, self.threshold,
-                # What the search found has been looked at already.
-                self.evidence if probability is None else 0.0, told, number,
+                image, center, flow, predictor, self.guidance_settings(), generator, self.threshold, least_evidence,
+                told, number,
             )
             if probability is None and within is not None and not holds(within, center):
                 messages.append(
                     f"The seed point {_place(center)} (LPS mm) lies outside the lungs, and nothing is outlined there; "
                     "to have it outlined, give a lung mask that includes it (--lungs)."
                 )
-            elif region.evidence is not None and region.evidence < self.evidence:
+            elif region.evidence < least_evidence:
                 messages.append(self._nothing_seen(center, region.evidence))
             regions.append(region)
-            certain = probability if probability is not None else region.evidence
-            if certain is None:
-                certain = region.probability_before
-            findings.append(Finding(as_point(center), region.radius_mm, float(certain)))
+            certain = region.evidence if probability is None else probability
+            findings.append(Finding(as_point(region.center), region.radius_mm, float(certain)))
         progress(0.95, "Measuring")
         return self._results(image, within, regions, findings, messages)
 

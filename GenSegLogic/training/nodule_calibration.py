@@ -15,7 +15,7 @@ import torch
 
 from ..evaluation.cases import Case, clean_cases, nodule_case
 from ..networks.predictors import NodulePredictor
-from ..nodules.fields import COARSE_MM, LOOK_VOXELS, evidence_logit
+from ..nodules.fields import COARSE_MM, LOOK_VOXELS, look_at_click
 from ..progress import Progress
 from .data import WINDOW_HU
 
@@ -49,7 +49,7 @@ def calibrate(network: NodulePredictor, cases: Sequence[Case]) -> dict[str, Any]
     """
     # In the precision that tasks run in on most machines; in full precision the logits differ by little.
     with torch.autocast("cpu", torch.bfloat16):
-        logits = np.array([evidence_logit(case.image, case.seed_point, network, WINDOW_HU) for case in cases])
+        logits = np.array([look_at_click(case.image, case.seed_point, network, WINDOW_HU).logit for case in cases])
     has_nodule = np.array([bool(case.kind) for case in cases])
     shift = balanced_shift(logits[has_nodule], logits[~has_nodule])
     bias = network.classifier.bias

@@ -8,7 +8,7 @@ import torch
 
 from GenSegLogic.evaluation.cases import Case
 from GenSegLogic.networks import build
-from GenSegLogic.nodules.fields import evidence_logit, sigmoid
+from GenSegLogic.nodules.fields import look_at_click, sigmoid
 from GenSegLogic.progress import silent
 from GenSegLogic.training import nodule_calibration
 from GenSegLogic.training.data import WINDOW_HU
@@ -34,10 +34,10 @@ def test_calibration_moves_the_predictor_to_even_odds() -> None:
     network = build("predictor-cnn", {"channels": [8, 8, 8]})
     network.classifier.weight.data *= 30  # random weights say hardly anything
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        before = [evidence_logit(case.image, case.seed_point, network, WINDOW_HU) for case in cases]
+        before = [look_at_click(case.image, case.seed_point, network, WINDOW_HU).logit for case in cases]
         assert before[2] > before[0] + 0.1
         figures = nodule_calibration.calibrate(network, cases)
-        after = [evidence_logit(case.image, case.seed_point, network, WINDOW_HU) for case in cases]
+        after = [look_at_click(case.image, case.seed_point, network, WINDOW_HU).logit for case in cases]
     assert figures["shift"] == pytest.approx(after[0] - before[0], abs=0.05)
     assert after[0] < 0 < after[2]
     assert sigmoid(after[0]) == pytest.approx(1 - sigmoid(after[2]), abs=0.05)

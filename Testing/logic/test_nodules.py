@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from GenSegLogic.networks.predictors import NodulePredictor
-from GenSegLogic.nodules.fields import FINE_MM, PLACE_VOXELS, evidence_logit, field_volume, look, sigmoid
+from GenSegLogic.nodules.fields import FINE_MM, PLACE_VOXELS, field_volume, look, look_at_click, sigmoid
 from GenSegLogic.nodules.measure import COLUMNS, measure
 from GenSegLogic.nodules.region import Region
 from GenSegLogic.nodules.residual import combine, without
@@ -49,7 +49,7 @@ def region(center: tuple[float, float, float], radius_mm: float, height: float) 
     field = field_volume(blank, np.array(center), 0.75, 40)
     indices = np.moveaxis(np.indices(field.shape), 0, -1)[..., ::-1]
     values = soft_ball(center, radius_mm, height, 0)(field.to_lps(indices)).astype(np.float32)
-    return Region(np.array(center), field.with_voxels(values), 12.0, 0.9, 0.1)
+    return Region(np.array(center), 1.0, field.with_voxels(values), 12.0, 0.9, 0.1)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -299,10 +299,22 @@ def test_what_is_seen_in_half_of_the_mirrored_cubes_counts_half() -> None:
 def test_evidence_is_that_of_the_look_which_sees_the_nodule() -> None:
     image, _ = lung_scan("LPS", [(10.0, -20.0, 30.0)])
     here, beside, detector = np.array([10.0, -20.0, 30.0]), np.array([27.0, -20.0, 30.0]), BlobDetector((4, 4, 4))
-    assert evidence_logit(image, here, detector, WINDOW) == look(image, here, detector, WINDOW).logit > 10
+    assert look_at_click(image, here, detector, WINDOW).logit == look(image, here, detector, WINDOW).logit > 10
     coarse = look(image, beside, detector, WINDOW, 1.5).logit
     assert coarse > 10 > look(image, beside, detector, WINDOW).logit, "in the larger place alone"
-    assert evidence_logit(image, beside, detector, WINDOW) == pytest.approx(coarse - np.log(8))
+    assert look_at_click(image, beside, detector, WINDOW).logit == pytest.approx(coarse - np.log(8))
+
+
+def test_a_click_beside_a_nodule_means_the_nodule() -> None:
+    blob = np.array([10.0, -20.0, 30.0])
+    image, _ = lung_scan("LPS", [tuple(blob)])
+    for offset in ([4.0, 0.0, 0.0], [0.0, -3.0, 2.5]):
+        click = blob + np.array(offset)
+        assert np.linalg.norm(look_at_click(image, click, BlobDetector((4, 4, 4)), WINDOW).center - blob) < 1.0
+    for offset in ([8.0, 0.0, 0.0], [40.0, 0.0, 0.0]):
+        click = blob + np.array(offset)
+        found = look_at_click(image, click, BlobDetector((4, 4, 4)), WINDOW).center
+        assert np.array_equal(found, click), "a neighbour is not meant, nor is what nobody sees"
 
 
 def test_a_lung_has_many_places_and_hardly_any_holds_a_nodule() -> None:
