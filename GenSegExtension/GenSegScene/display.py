@@ -121,12 +121,19 @@ def show_segmentation(node: Any) -> None:
 
 
 def show_in_views(scan: Any, counterfactual: Any = None, residual: Any = None) -> None:
-    """Show the scan in all slice views with the residual over it, and the counterfactual faded out above both."""
+    """Show the scan in all slice views with the residual over it, and the counterfactual faded out above both.
+
+    Side by side, its two views show the scan and the counterfactual as :func:`enter_side_by_side` does.
+    """
     for composite in composites():
-        composite.SetBackgroundVolumeID(scan.GetID())
-        composite.SetNthLayerVolumeID(_COUNTERFACTUAL_LAYER, _id(counterfactual))
-        composite.SetNthLayerOpacity(_COUNTERFACTUAL_LAYER, 0.0)
-    show_residual(residual)
+        if composite.GetLayoutName() not in (ORIGINAL_VIEW, COUNTERFACTUAL_VIEW):
+            composite.SetBackgroundVolumeID(scan.GetID())
+            composite.SetNthLayerVolumeID(_COUNTERFACTUAL_LAYER, _id(counterfactual))
+            composite.SetNthLayerOpacity(_COUNTERFACTUAL_LAYER, 0.0)
+    if is_side_by_side():
+        enter_side_by_side(scan, counterfactual, residual)
+    else:
+        show_residual(residual)
 
 
 def show_residual(residual: Any) -> None:

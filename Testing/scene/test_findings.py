@@ -257,6 +257,24 @@ def test_side_by_side_is_one_orientation_linked_and_undone(nodes, plain_chest):
     assert layout.GetViewArrangement() == layout.SlicerLayoutFourUpView
 
 
+def test_a_run_that_ends_side_by_side_is_shown_side_by_side(nodes, plain_chest, make_results):
+    display.enter_side_by_side(plain_chest, nodes["counterfactual"], nodes["residual"])
+    slicer_stand_in.update_views()
+    display.enter_side_by_side(plain_chest, nodes["counterfactual"], nodes["residual"])
+    other = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(plain_chest), name="Other")
+    second = results_to_scene(make_results(volume_from_node(other)), other)
+    shown = {composite.GetLayoutName(): composite for composite in display.composites()}
+    left, right = shown.pop(display.ORIGINAL_VIEW), shown.pop(display.COUNTERFACTUAL_VIEW)
+    assert left.GetBackgroundVolumeID() == other.GetID()
+    assert left.GetForegroundVolumeID() == second["residual"].GetID()
+    assert right.GetBackgroundVolumeID() == second["counterfactual"].GetID()
+    assert right.GetForegroundVolumeID() is None
+    assert {view.GetNthLayerVolumeID(view.Layer_Last) for view in (left, right)} == {None}
+    for composite in shown.values():  # which the user goes back to
+        assert composite.GetBackgroundVolumeID() == other.GetID()
+        assert composite.GetNthLayerVolumeID(composite.Layer_Last) == second["counterfactual"].GetID()
+
+
 def test_copy_and_export_say_frame_and_unit(nodes, tmp_path):
     table = nodes["nodules_table"]
     findings.set_status(nodes["nodules_segmentation"], "Segment_1", findings.ACCEPTED)
