@@ -84,6 +84,8 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.deviceCombo.addItems(list(DEVICES))
         self.setupMore()
         self.ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.review.setSegmentation)
+        # Only of the user's own choice, so that opening the module or a scene leaves the views alone.
+        self.ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self.review.onChosen)
         self.ui.hardenButton.connect("clicked()", self.onHarden)
         self.ui.bundlesFolderButton.connect("clicked()", self.onShowBundlesFolder)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)

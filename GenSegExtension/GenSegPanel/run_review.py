@@ -71,6 +71,11 @@ class RunReview(VTKObservationMixin):
                 self.addObserver(node, event, self._onSegmentsChanged)
         self.refresh()
 
+    def onChosen(self, node: Any) -> None:
+        """The user chose the run of ``node``: show it in the views too, whatever they show."""
+        display.show_run(node)
+        self.refresh()
+
     def related(self, key: str) -> Any:
         """Another node of the run (``residual``, ``input``, ``nodules_table``), or None."""
         return runs.related(self.node, key)

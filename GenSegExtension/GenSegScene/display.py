@@ -136,6 +136,25 @@ def show_in_views(scan: Any, counterfactual: Any = None, residual: Any = None) -
         show_residual(residual)
 
 
+def show_run(segmentation: Any) -> None:
+    """Show the run of a segmentation node: its scan in the views, and of all runs' segmentations only its own.
+
+    A scan that no view showed is fitted into them. What is no run's stays as it is, and so do the views where the
+    run's scan is gone.
+    """
+    if segmentation is None or segmentation.GetAttribute(runs.RUN) is None:
+        return
+    scan = runs.related(segmentation, runs.INPUT)
+    if scan is not None:
+        known = any(composite.GetBackgroundVolumeID() == scan.GetID() for composite in composites())
+        show_in_views(scan, runs.related(segmentation, "counterfactual"), runs.related(segmentation, "residual"))
+        if not known:
+            slicer.util.setSliceViewerLayers(fit=True)
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if node.GetAttribute(runs.RUN) is not None:
+            node.SetDisplayVisibility(node is segmentation)
+
+
 def show_residual(residual: Any) -> None:
     """Show ``residual`` as overlay in all slice views but that of the counterfactual.
 

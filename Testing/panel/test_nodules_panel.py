@@ -279,6 +279,57 @@ def test_a_second_run_writes_its_own_and_an_edited_segment_stays(done, chest):
     assert "Edited by hand" in [one.name for one in findings.findings(first)]
 
 
+def shown():
+    """What the slice views show, and which segmentations."""
+    views = {(composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID(),
+              composite.GetNthLayerVolumeID(composite.Layer_Last)) for composite in display.composites()
+             if composite.GetLayoutName() not in (display.ORIGINAL_VIEW, display.COUNTERFACTUAL_VIEW)}
+    return views, {node.GetName() for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+                   if node.GetDisplayVisibility()}
+
+
+def layers(segmentation):
+    """What the slice views show of a run."""
+    return {tuple(runs.related(segmentation, key).GetID() for key in ("input", "residual", "counterfactual"))}
+
+
+def other_patient(chest):
+    """Another scan."""
+    return slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, chest, "Other patient")
+
+
+def test_choosing_a_run_shows_its_patient_and_only_its_segments(done, chest):
+    first = done.review.node
+    own = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "My own")
+    own.CreateDefaultDisplayNodes()
+    done.ui.inputSelector.setCurrentNode(other_patient(chest))
+    apply_and_wait(done)
+    second = done.review.node
+    assert shown()[0] == layers(second)
+    done.ui.fadeSlider._object.drag(0.5)
+    done.ui.resultSelector._object.choose(first)
+    assert done.review.node is first and shown() == (layers(first), {"Chest nodules", "My own"})
+    assert done.ui.residualCheckBox.checked and done.ui.fadeSlider.value == 0.0
+    done.ui.sideBySideButton.click()
+    done.ui.resultSelector._object.choose(second)
+    assert shown() == (layers(second), {"Other patient nodules", "My own"})
+    pair = {composite.GetLayoutName(): composite.GetBackgroundVolumeID() for composite in display.composites()}
+    assert pair[display.ORIGINAL_VIEW] == done.review.related("input").GetID()
+    assert pair[display.COUNTERFACTUAL_VIEW] == done.review.related("counterfactual").GetID()
+    for chosen in (own, None):  # no run: nothing to show
+        done.ui.resultSelector._object.choose(chosen)
+        assert shown() == (layers(second), {"Other patient nodules", "My own"})
+
+
+def test_opening_the_module_leaves_the_views_alone(done, chest):
+    display.show_in_views(other_patient(chest))
+    done.review.node.SetDisplayVisibility(False)
+    before = shown()
+    slicer.util.selectModule("SegmentEditor")
+    slicer.util.selectModule("GenSegNodules")
+    assert done.review.node is not None and shown() == before
+
+
 def test_a_saved_scene_opens_as_it_was_left(done, tmp_path):
     done.ui.guidanceSlider.value = 3.0
     done.ui.thresholdSlider._object.drag(300.0)

@@ -71,10 +71,11 @@ class qSlicerScriptedLoadableModuleWidget(qMRMLWidget):
 
 
 class qMRMLNodeComboBox(_SceneWidget):
-    """Chooses a node of the scene."""
+    """Chooses a node of the scene; :meth:`choose` is what a user does with the mouse."""
 
     currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)
+    nodeActivated = Signal(object)
 
     nodeTypes = _plain("QStringList", "nodeTypes", [])
     showChildNodeTypes = _plain(bool, "showChildNodeTypes", True)
@@ -105,6 +106,10 @@ class qMRMLNodeComboBox(_SceneWidget):
             self._node = node
             self.currentNodeChanged.emit(node)
             self.currentNodeIDChanged.emit(node.GetID() if node is not None else "")
+
+    def choose(self, node: Any) -> None:
+        self.setCurrentNode(node)
+        self.nodeActivated.emit(self._node)
 
     def nodeCount(self) -> int:
         return sum(self._accepts(self._scene.GetNthNode(index)) for index in range(self._scene.GetNumberOfNodes()))
