@@ -27,15 +27,14 @@ from GenSegLogic.results import Segmentation
 from GenSegLogic.volume import Volume
 
 from . import display, runs
-from .segmentations import WRITTEN, add_segments, box_of_labels, mask_from_node, merged_mask, segment_digests
+from .segmentations import WRITTEN, add_segments, box_of_labels, merged_mask, segment_digests
 from .tables import SEGMENT_ID, STATUS, column_names, fill_table, read_table, to_ras
 from .volumes import volume_from_node
 
 OPEN, ACCEPTED, REJECTED = "", "accepted", "rejected"
 
-Segmenter = Callable[[Mapping[str, Any], Volume, Volume, Volume | None, float],
-                     tuple[Segmentation, Sequence[Mapping[str, Any]]]]
-"""``segmenter(record, image, residual, lungs, threshold_hu)`` -> the segmentation at that threshold and its table rows;
+Segmenter = Callable[[Mapping[str, Any], Volume, Volume, float], tuple[Segmentation, Sequence[Mapping[str, Any]]]]
+"""``segmenter(record, image, residual, threshold_hu)`` -> the segmentation at that threshold and its table rows;
 ``record`` is the run's provenance."""
 
 
@@ -135,10 +134,8 @@ def write_threshold(node: Any, threshold_hu: float, segmenter: Segmenter | None 
     if residual_node is None or input_node is None:
         raise GenSegError(f"The {'residual' if residual_node is None else 'scan'} of {node.GetName()} is no longer "
                           "in the scene: run it again to move the threshold.")
-    lungs_node = runs.related(node, "lungs")
     segmentation, rows = (segmenter or _segment_residual)(
-        runs.provenance_of(node), volume_from_node(input_node), volume_from_node(residual_node),
-        mask_from_node(lungs_node, input_node) if lungs_node is not None else None, float(threshold_hu))
+        runs.provenance_of(node), volume_from_node(input_node), volume_from_node(residual_node), float(threshold_hu))
     ids = replace_open_findings(node, segmentation, rows)
     display.set_threshold(residual_node, threshold_hu)
     node.SetAttribute("GenSeg.Threshold", f"{float(threshold_hu):g}")
@@ -242,9 +239,12 @@ def _table(node: Any) -> Any:
     return runs.related(node, "nodules_table")
 
 
-def _segment_residual(record: Mapping[str, Any], image: Volume, residual: Volume, lungs: Volume | None,
+def _segment_residual(record: Mapping[str, Any], image: Volume, residual: Volume,
                       threshold_hu: float) -> tuple[Segmentation, Sequence[Mapping[str, Any]]]:
-    """GenSegLogic's own segmentation of a residual; imported late, because it needs more than numpy."""
+    """GenSegLogic's own segmentation of a residual; imported late, because it needs more than numpy.
+
+    It is given no lungs: the residual is zero outside of those that the run had, whatever became of their mask since.
+    """
     from GenSegLogic.nodules.measure import measure
     from GenSegLogic.nodules.segments import Finding as Place
     from GenSegLogic.nodules.segments import nodules_from_residual
@@ -256,5 +256,5 @@ def _segment_residual(record: Mapping[str, Any], image: Volume, residual: Volume
     moved = image.affine @ np.linalg.inv(record["inputs"]["image"]["affine_ijk_to_lps_mm"])
     places = [Place(tuple(float(value) for value in (moved @ [*item["center"], 1.0])[:3]),
                     float(item["radius_mm"]), float(item["probability"])) for item in record["findings"]]
-    segmentation = nodules_from_residual(residual, lungs, places, threshold_hu)
+    segmentation = nodules_from_residual(residual, None, places, threshold_hu)
     return segmentation, measure(image, segmentation, places)
