@@ -142,7 +142,7 @@ class RunReview(VTKObservationMixin):
 
     def copy(self) -> None:
         """Put the table on the clipboard, to be pasted into a report or a spreadsheet."""
-        slicer.app.clipboard().setText(findings.table_as_text(self.table()))
+        slicer.app.clipboard().setText(findings.table_as_text(self.table(), self.node))
         self._tell(_("The table is on the clipboard."))
 
     def export(self) -> None:
@@ -155,7 +155,7 @@ class RunReview(VTKObservationMixin):
     def exportTo(self, path: str) -> None:
         """Write the table to ``path`` as CSV, coordinates in RAS."""
         try:
-            written = findings.export_table(self.table(), path)
+            written = findings.export_table(self.table(), self.node, path)
         except GenSegError as error:
             self._tell(str(error))
         else:

@@ -182,13 +182,18 @@ def replace_open_findings(node: Any, segmentation: Segmentation, rows: Sequence[
     return ids
 
 
-def table_as_text(table: Any) -> str:
-    """The table for the clipboard: tab-separated, one header line, coordinates in RAS; segment ids left out."""
-    return _written(table, delimiter="\t")
+def table_as_text(table: Any, node: Any) -> str:
+    """The table of ``node``'s run for the clipboard: tab-separated, one header line, coordinates in RAS.
+
+    Segment ids are left out, and so are the rows of segments that were deleted.
+    """
+    return _written(table, node, delimiter="\t")
 
 
-def export_table(table: Any, path: str | Path) -> Path:
-    """Write the table as CSV, whole or not at all; coordinates in RAS, as the column names say.
+def export_table(table: Any, node: Any, path: str | Path) -> Path:
+    """Write the table of ``node``'s run as CSV, whole or not at all; coordinates in RAS, as the column names say.
+
+    Rows as for :func:`table_as_text`.
 
     Raises:
         GenSegError: the file cannot be written.
@@ -196,7 +201,7 @@ def export_table(table: Any, path: str | Path) -> Path:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(_written(table, delimiter=","), encoding="utf-8", newline="")
+        temporary.write_text(_written(table, node, delimiter=","), encoding="utf-8", newline="")
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -204,12 +209,13 @@ def export_table(table: Any, path: str | Path) -> Path:
     return path
 
 
-def _written(table: Any, delimiter: str) -> str:
+def _written(table: Any, node: Any, delimiter: str) -> str:
     names = [name for name in column_names(table) if name != SEGMENT_ID]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, names, delimiter=delimiter, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(read_table(table))
+    there = node.GetSegmentation().GetSegmentIDs()
+    writer.writerows(row for row in read_table(table) if row.get(SEGMENT_ID) in there)
     return text.getvalue()
 
 

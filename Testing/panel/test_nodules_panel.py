@@ -266,6 +266,21 @@ def test_copy_and_export_and_segment_editor(done, tmp_path):
     assert editor.volume is done.review.related("input")
 
 
+def test_a_finding_deleted_in_the_segment_editor_is_neither_copied_nor_exported(done, tmp_path):
+    import qt
+
+    gone, stays = findings.findings(done.review.node)
+    done.review.node.GetSegmentation().RemoveSegment(gone.segment_id)
+    assert done.ui.findingsTable.rowCount == 1
+    done.review.copy()
+    qt.QFileDialog.answer = str(tmp_path / "findings.csv")
+    done.ui.exportButton.click()
+    written = (tmp_path / "findings.csv").read_text(encoding="utf-8")
+    for text, separator in ((slicer.app.clipboard().text(), "\t"), (written, ",")):
+        numbers = [line.split(separator)[0] for line in text.splitlines()]
+        assert numbers == ["nodule", str(stays.row["nodule"])]
+
+
 def test_a_second_run_writes_its_own_and_an_edited_segment_stays(done, chest):
     first = done.review.node
     segment = first.GetSegmentation().GetNthSegment(0)

@@ -280,15 +280,15 @@ def test_a_run_that_ends_side_by_side_is_shown_side_by_side(nodes, plain_chest, 
 
 
 def test_copy_and_export_say_frame_and_unit(nodes, tmp_path):
-    table = nodes["nodules_table"]
-    findings.set_status(nodes["nodules_segmentation"], "Segment_1", findings.ACCEPTED)
-    lines = [line.split("\t") for line in findings.table_as_text(table).splitlines()]
+    table, node = nodes["nodules_table"], nodes["nodules_segmentation"]
+    findings.set_status(node, "Segment_1", findings.ACCEPTED)
+    lines = [line.split("\t") for line in findings.table_as_text(table, node).splitlines()]
     assert lines[0] == ["name", "center_r_mm", "center_a_mm", "center_s_mm", "volume_mm3", "status"]
     assert lines[1][0] == "Nodule 1" and lines[1][-1] == "accepted" and len(lines) == 3
-    path = findings.export_table(table, tmp_path / "out.csv")
+    path = findings.export_table(table, node, tmp_path / "out.csv")
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["center_r_mm"]) for row in rows] == [row["center_r_mm"] for row in read_table(table)]
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
     with pytest.raises(GenSegError, match="nowhere"):
-        findings.export_table(table, tmp_path / "nowhere" / "out.csv")
+        findings.export_table(table, node, tmp_path / "nowhere" / "out.csv")
