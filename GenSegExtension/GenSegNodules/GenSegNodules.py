@@ -1,5 +1,6 @@
 """Lung nodules in chest CT: the module's panel, its logic for the Python console, and its self-test."""
 
+from dataclasses import replace
 from typing import Any, Union
 
 import slicer
@@ -78,6 +79,7 @@ class GenSegNodulesWidget(TaskPanel):
     """The panel."""
 
     segmentationKey = "nodules_segmentation"
+    _watchedPoints = None  # the markups node that onPoints observes
 
     def makeLogic(self):
         """The logic on the service that all panels share."""
@@ -113,12 +115,33 @@ class GenSegNodulesWidget(TaskPanel):
         self.ui.seedPlaceWidget.placeModeEnabled = False
         super().exit()
 
+    def setParameterNode(self, parameterNode):
+        """Show another parameter node, or none."""
+        super().setParameterNode(parameterNode)
+        if parameterNode is None:
+            self._watchPoints(None)
+
     def showParameters(self):
-        """Bundles and the place widget."""
+        """Bundles, the place widget, and the points that are placed by it."""
         node = self._parameterNode
         parameters.fill_choices(self.ui.bundleCombo, parameters.bundle_names("flow"), node.bundle)
         parameters.fill_choices(self.ui.predictorCombo, parameters.bundle_names("predictor"), node.predictor)
         self.ui.seedPlaceWidget.setCurrentNode(node.seedPoints)
+        self._watchPoints(node.seedPoints)
+
+    def _watchPoints(self, node):
+        """Observe the points of this node and of no other; None: of none."""
+        if node is self._watchedPoints:
+            return
+        self.removeObservers(self.onPoints)
+        self._watchedPoints = node
+        if node is not None:
+            for event in (node.PointPositionDefinedEvent, node.PointPositionUndefinedEvent, node.PointRemovedEvent):
+                self.addObserver(node, event, self.onPoints)
+
+    def onPoints(self, caller=None, event=None):
+        """A suspicious spot was placed or removed."""
+        self.checkCanApply()
 
     def onChoice(self, index):
         """A bundle or the device was chosen."""
@@ -136,10 +159,13 @@ class GenSegNodulesWidget(TaskPanel):
         """Show the preflight line and let Apply say why it is off."""
         node = self._parameterNode
         points = volumes.seed_points_from_markups(node.seedPoints)
-        self.showPreflight(preflight.check(
+        found = preflight.check(
             lambda: NoduleTask(seed_points=points, **self.taskParameters()), node.inputVolume, _bundles,
-            lambda task, volume: self.logic.expectedSeconds(task, volume, node.device), _("a chest CT")),
-            _("Find the nodules; results are named after the scan and lie under it."))
+            lambda task, volume: self.logic.expectedSeconds(task, volume, node.device), _("a chest CT"))
+        if node.seedPoints is not None and not points:
+            doubt = _("{name} holds no point, so the whole lung would be searched: place one on each suspicious spot.")
+            found = replace(found, doubts=(doubt.format(name=node.seedPoints.GetName()), *found.doubts))
+        self.showPreflight(found, _("Find the nodules; results are named after the scan and lie under it."))
 
     def begin(self):
         """Start a job with what the panel shows."""

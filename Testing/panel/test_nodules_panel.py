@@ -97,6 +97,40 @@ def test_what_the_user_sets_is_what_the_task_gets(panel, chest):
     assert runs.related(panel.review.node, "seed_points") is spots
 
 
+def test_chosen_spots_without_a_point_are_doubted_until_one_is_placed(panel, chest):
+    panel.ui.inputSelector.setCurrentNode(chest)
+    spots = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Spots")
+    doubt = "Spots holds no point, so the whole lung would be searched"
+
+    def doubted():
+        return doubt in panel.ui.preflightLabel.text
+
+    assert not doubted()
+    panel.ui.seedSelector.setCurrentNode(spots)
+    assert doubted() and panel.ui.applyButton.enabled
+    spots.AddControlPoint(8.0, 16.0, -20.0)
+    assert not doubted()
+    spots.UnsetNthControlPointPosition(0)
+    assert doubted()
+    spots.SetNthControlPointPosition(0, 8.0, 16.0, -20.0)
+    assert not doubted()
+    spots.RemoveNthControlPoint(0)
+    assert doubted()
+    slicer.util.selectModule("SegmentEditor")
+    assert not any(observed is spots for observed, *_ in panel.Observations)
+    slicer.util.selectModule("GenSegNodules")
+    others = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Others")
+    others.AddControlPoint(8.0, 16.0, -20.0)
+    panel.ui.seedSelector.setCurrentNode(others)
+    assert not doubted()
+    assert not any(observed is spots for observed, *_ in panel.Observations)
+    others.RemoveAllControlPoints()
+    assert "Others holds no point" in panel.ui.preflightLabel.text
+    slicer.mrmlScene.RemoveNode(others)
+    assert "holds no point" not in panel.ui.preflightLabel.text
+    assert not any(observed is others for observed, *_ in panel.Observations)
+
+
 def test_a_lung_mask_limits_the_search(panel, chest):
     import numpy as np
 
