@@ -97,7 +97,9 @@ class GenSegNodulesWidget(TaskPanel):
             "probability": self.ui.probabilitySlider, "evidence": self.ui.evidenceSlider,
             "most": self.ui.mostSpinBox, "seed": self.ui.seedSpinBox, "threshold": self.ui.thresholdSlider})
         self.ui.inputSelector.toolTip = NoduleTask.inputs["image"]
-        self.ui.lungsSelector.toolTip = NoduleTask.inputs["lungs"]
+        self.ui.lungsSelector.toolTip = _(
+            "{mask}. Of a segmentation, the segments that are lungs or their lobes by terminology or have \"lung\" in "
+            "their name are taken; all of them where none is.").format(mask=NoduleTask.inputs["lungs"])
         self.ui.seedSelector.toolTip = NoduleTask.parameters()["seed_points"].metadata["help"]
         self.ui.bundleCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.predictorCombo.connect("currentIndexChanged(int)", self.onChoice)

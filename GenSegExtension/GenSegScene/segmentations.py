@@ -16,12 +16,17 @@ from GenSegLogic.results import Segmentation
 from GenSegLogic.segmentation_file import terminology_entry
 from GenSegLogic.volume import Volume, resample_like
 
+from .transaction import SceneTransaction
 from .volumes import RAS_TO_LPS, image_from_array, volume_from_node
 
 WRITTEN = "GenSeg.Written"
 """Segment tag: digest of name and voxels as GenSeg wrote them. A segment that still has it is GenSeg's to replace."""
 
 _LABELMAP = "Binary labelmap"
+# SNOMED CT: lung; right, left lung; upper, lower lobe of lung; middle lobe of right lung; upper, lower lobe of right
+# lung; upper, lower lobe of left lung.
+_LUNGS = {"39607008", "3341006", "44029006", "45653009", "90572001", "72481006", "42400003", "266005", "44714003",
+          "41224006"}
 
 
 def segmentation_to_node(segmentation: Segmentation, name: str, like: Any = None) -> Any:
@@ -109,12 +114,13 @@ def mask_from_segment(node: Any, segment_id: str, like: Any) -> Volume:
     if segment is None:
         raise GenSegError(f"{node.GetName()} has no segment {segment_id}: choose one that exists.")
     grid = volume_from_node(like)
-    mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, like)
-    return Volume((mask > 0).view(np.uint8), grid.affine, segment.GetName())
+    return Volume(_exported(node, [segment_id], like).view(np.uint8), grid.affine, segment.GetName())
 
 
 def mask_from_node(node: Any, like: Any) -> Volume:
-    """A mask that a user chose, on the grid of a volume node: a volume (above zero) or all segments of a segmentation.
+    """A lung mask that a user chose, on the grid of a volume node.
+
+    Of a volume all voxels above zero, of a segmentation :func:`lung_segments`, or all segments where none is a lung.
 
     Returns:
         Volume of uint8, 0 and 1, with the node's name.
@@ -123,10 +129,39 @@ def mask_from_node(node: Any, like: Any) -> Volume:
     if not node.IsA("vtkMRMLSegmentationNode"):
         mask = resample_like(volume_from_node(node), grid, "nearest").voxels > 0
     else:
-        mask = np.zeros(grid.shape, bool)
-        for segment_id in node.GetSegmentation().GetSegmentIDs():
-            mask |= mask_from_segment(node, segment_id, like).voxels > 0
+        segment_ids = lung_segments(node) or node.GetSegmentation().GetSegmentIDs()
+        mask = _exported(node, segment_ids, like) if segment_ids else np.zeros(grid.shape, bool)
     return Volume(mask.view(np.uint8), grid.affine, node.GetName())
+
+
+def lung_segments(node: Any) -> list[str]:
+    """Identifiers of the segments that are lungs or lobes of them by terminology, or have "lung" in their name."""
+    return [segment_id for segment_id in node.GetSegmentation().GetSegmentIDs()
+            if _is_lung(node.GetSegmentation().GetSegment(segment_id))]
+
+
+def _is_lung(segment: Any) -> bool:
+    """By type: a nodule's region is the lung too."""
+    if "lung" in segment.GetName().lower():
+        return True
+    entry, text = slicer.vtkSlicerTerminologyEntry(), segment.GetTerminology()
+    if not text or not slicer.modules.terminologies.logic().DeserializeTerminologyEntry(text, entry):
+        return False
+    kind = entry.GetTypeObject()
+    return kind.GetCodingSchemeDesignator() == "SCT" and kind.GetCodeValue() in _LUNGS
+
+
+def _exported(node: Any, segment_ids: Iterable[str], like: Any) -> np.ndarray:
+    """Where any of the segments lies on the grid of a volume node, transforms of both included: bool (k, j, i)."""
+    with SceneTransaction() as transaction:  # the export makes display and colour nodes, which are to go again
+        labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "__temp__")
+        if not slicer.modules.segmentations.logic().ExportSegmentsToLabelmapNode(
+                node, _strings(segment_ids), labelmap, like):
+            raise GenSegError(f"{node.GetName()} could not be brought to the grid of {like.GetName()}: harden its "
+                              "transform or choose another segmentation.")
+        mask = slicer.util.arrayFromVolume(labelmap) > 0
+        transaction.undo()
+    return mask
 
 
 Box = tuple[slice, slice, slice]
@@ -139,9 +174,6 @@ def merged_mask(node: Any, segment_ids: Iterable[str], like: Any, box: Box) -> n
     Returns:
         bool array (k, j, i) of the size of the box.
     """
-    identifiers = vtk.vtkStringArray()
-    for segment_id in segment_ids:
-        identifiers.InsertNextValue(segment_id)
     geometry = slicer.vtkOrientedImageData()
     geometry.SetExtent(*_extent(box))
     matrix = vtk.vtkMatrix4x4()
@@ -149,7 +181,7 @@ def merged_mask(node: Any, segment_ids: Iterable[str], like: Any, box: Box) -> n
     geometry.SetImageToWorldMatrix(matrix)
     merged = slicer.vtkOrientedImageData()
     node.GenerateMergedLabelmapForAllSegments(
-        merged, slicer.vtkSegmentation.EXTENT_UNION_OF_EFFECTIVE_SEGMENTS, geometry, identifiers)
+        merged, slicer.vtkSegmentation.EXTENT_UNION_OF_EFFECTIVE_SEGMENTS, geometry, _strings(segment_ids))
     return _array(merged) > 0
 
 
@@ -208,6 +240,14 @@ def _box(voxels: np.ndarray) -> Box | None:
     slab = voxels[slices[0]:slices[-1] + 1]
     rows, columns = np.flatnonzero(slab.any(axis=(0, 2))), np.flatnonzero(slab.any(axis=(0, 1)))
     return tuple(slice(int(hits[0]), int(hits[-1]) + 1) for hits in (slices, rows, columns))
+
+
+def _strings(values: Iterable[str]) -> Any:
+    """As VTK takes them."""
+    array = vtk.vtkStringArray()
+    for value in values:
+        array.InsertNextValue(value)
+    return array
 
 
 def _array(image: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import slicer_stand_in
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.results import Segmentation
 from GenSegScene import display, findings, runs
-from GenSegScene.segmentations import mask_from_node, mask_from_segment
+from GenSegScene.segmentations import lung_segments, mask_from_node, mask_from_segment
 from GenSegScene.tables import read_table
 from GenSegScene.volumes import volume_from_node, volume_to_node
 from GenSegScene.writing import results_to_scene
@@ -130,6 +130,53 @@ def test_a_lung_mask_may_be_a_volume_or_a_segmentation(nodes, plain_chest):
     np.testing.assert_array_equal(both.voxels, expected)
     labelmap = volume_to_node(both, "Lungs", like=plain_chest, class_name="vtkMRMLLabelMapVolumeNode")
     np.testing.assert_array_equal(mask_from_node(labelmap, plain_chest).voxels, expected)
+
+
+LUNG_TYPES = {"lung": "39607008^Lung", "upper lobe": "45653009^Upper lobe of lung",
+              "middle lobe": "72481006^Middle lobe of right lung", "lower lobe": "90572001^Lower lobe of lung"}
+
+
+def add_box(node, name, box, like, kind=""):
+    """A segment of one box, with a type of Slicer's terminology."""
+    segment_id = node.GetSegmentation().AddEmptySegment("", name)
+    voxels = np.zeros((12, 20, 24), np.uint8)
+    voxels[box] = 1
+    slicer.util.updateSegmentBinaryLabelmapFromArray(voxels, node, segment_id, like)
+    if kind:
+        node.GetSegmentation().GetSegment(segment_id).SetTerminology(
+            "Segmentation category and type - 3D Slicer General Anatomy list~SCT^123037004^Anatomical Structure~"
+            f"SCT^{kind}~SCT^7771000^Left~Anatomic codes - DICOM master list~^^~^^")
+    return voxels
+
+
+@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize("lungs", [
+    *[{"Left": kind} for kind in LUNG_TYPES.values()], {"lung_upper_lobe_left": "", "Right Lung": ""},
+    {"Left": LUNG_TYPES["lung"], "right lung": ""}])
+def test_of_a_whole_bodys_segments_the_lungs_are_taken(plain_chest, linear_transform, lungs, moved):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Body")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(plain_chest)
+    for item in (plain_chest, node) if moved else ():
+        item.SetAndObserveTransformNodeID(linear_transform.GetID())
+    add_box(node, "Heart", np.s_[2:9, 5:12, 5:12], plain_chest, "80891009^Heart")
+    add_box(node, "Rib", np.s_[0:2], plain_chest)
+    expected = np.zeros((12, 20, 24), np.uint8)
+    for number, (name, kind) in enumerate(lungs.items()):  # overlapping each other and the heart
+        expected |= add_box(node, name, np.s_[4 + number:8 + number, 3:9, 4 + number:12], plain_chest, kind)
+    before = slicer.mrmlScene.GetNumberOfNodes()
+    np.testing.assert_array_equal(mask_from_node(node, plain_chest).voxels, expected)
+    assert slicer.mrmlScene.GetNumberOfNodes() == before
+
+
+def test_without_a_lung_all_segments_are_the_mask(nodes, plain_chest):
+    """A nodule lies in the region lung and is none."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Mask")
+    node.SetReferenceImageGeometryParameterFromVolumeNode(plain_chest)
+    assert not mask_from_node(node, plain_chest).voxels.any()
+    expected = add_box(node, "Left", np.s_[2:9, 5:12, 5:12], plain_chest)
+    expected |= add_box(node, "Right", np.s_[2:9, 10:18, 5:12], plain_chest)
+    np.testing.assert_array_equal(mask_from_node(node, plain_chest).voxels, expected)
+    assert lung_segments(nodes["nodules_segmentation"]) == []
 
 
 def test_failed_threshold_leaves_the_segments(node, make_results):
