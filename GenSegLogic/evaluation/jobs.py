@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -23,6 +24,8 @@ Job = dict[str, Any]
 """Plain JSON values: what to compute, on which case, with which predictor."""
 Record = dict[str, Any]
 """Plain JSON values: what came out."""
+MEASURED = ("evaluation", "flow", "networks", "nodules", "phantoms", "volume")
+"""Packages whose code the figures of a nodule depend on."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,21 @@ def _load(names: ModelNames) -> Models:
 
 
 def digests(names: ModelNames) -> list[str]:
-    """Digests of the bundles, so that results of other weights are never taken for these."""
+    """Digests of the bundles and of the code, so that results of others are never taken for these."""
     from ..bundles import find_bundle
 
     given = [name for name in (names.flow, names.predictor, names.segmenter) if name is not None]
-    return [find_bundle(name).digest[:16] for name in given]
+    return [*(find_bundle(name).digest[:16] for name in given), code_digest()]
+
+
+def code_digest() -> str:
+    """Digest of the sources that the figures of the nodule benchmarks come from, 16 hexadecimal digits."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for package in MEASURED:
+        for file in sorted((root / package).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class Cache:

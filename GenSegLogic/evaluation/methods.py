@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..networks.predictors import NodulePredictor
 from ..nodules.fields import field_volume, to_tensor
 from ..nodules.models import LatentFlow
-from ..nodules.region import Region, paint_adaptively
+from ..nodules.region import Region, paint_at_click
 from ..nodules.residual import combine
-from ..nodules.segments import RELATIVE_THRESHOLD, Finding, as_point, nodules_from_residual, window_around
+from ..nodules.segments import RELATIVE_THRESHOLD, nodules_from_residual, window_around
 from ..nodules.task import NoduleTask
 from ..volume import Volume, resample_like
 from .attribution import BASELINES, LAYERS, baseline_image, grad_cam, integrated_gradients, score_cam, smoothed_map
@@ -66,7 +66,7 @@ class Situation:
     def paint(self, strength: float) -> Region:
         """The region painted with a strength of guidance (0: unguided), from the case's own noise."""
         if strength not in self.painted:
-            self.painted[strength] = paint_adaptively(
+            self.painted[strength] = paint_at_click(
                 self.case.image,
                 self.case.seed_point,
                 self.models.flow,
@@ -119,8 +119,7 @@ class Situation:
 
 def pointed_at(scores: Volume, situation: Situation, threshold: float, relative: float = 0.0) -> np.ndarray:
     """The component above the threshold that the click points at."""
-    finding = Finding(as_point(situation.region.center), situation.region.radius_mm, 1.0)
-    found = nodules_from_residual(scores, None, [finding], threshold, relative)
+    found = nodules_from_residual(scores, None, [situation.region.finding(1.0)], threshold, relative)
     return found.labelmap.voxels > 0
 
 

@@ -171,7 +171,7 @@ def measure_case(case: cases.Case, models: Models, chosen: Mapping[str, Any] | N
     return {
         "kind": case.kind,
         "diameter_mm": case.diameter_mm,
-        "spacing_mm": round(float(situation.region.residual.spacing[0]), 4),
+        "spacing_mm": situation.region.spacing_mm,
         "probability": [situation.region.probability_before, situation.region.probability_after],
         "methods": measure(situation, rows, choices),
     }

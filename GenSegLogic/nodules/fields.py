@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ PLACE_VOXELS = 24
 """Edge of the place in its middle: that of the crops that have a bit "there is a nodule in here" in training."""
 
 
+CLICK_DEVIATION_MM = 3.0
+"""How far readers click off a nodule's middle, along every axis: of two nodules close by, the nearer one is meant."""
 CLICK_REACH_MM = 6.0
 """So far from a nodule's middle may a reader click, for it to be the one that is meant."""
 MIRRORED = ((), (-1,), (-2,), (-2, -1))
@@ -33,7 +36,7 @@ class Look:
 
     Attributes:
         logit: of "there is a nodule in the cube of PLACE_VOXELS in the middle", the mean over MIRRORED.
-        center: (3,) LPS mm, where in that cube it lies: the mean of the places of the map, weighted by their odds.
+        center: (3,) LPS mm, where in that cube it lies: the weighted mean of the places of the map.
     """
 
     logit: float
@@ -65,8 +68,13 @@ def look(
     predictor: NodulePredictor,
     window_hu: tuple[float, float],
     spacing_mm: float = FINE_MM,
+    deviation_mm: float = math.inf,
 ) -> Look:
-    """Ask the predictor what it was trained to answer: is there a nodule round ``center`` (LPS mm)?"""
+    """Ask the predictor what it was trained to answer: is there a nodule round ``center`` (LPS mm)?
+
+    Where it lies counts by its odds, and by how likely ``center`` is so far off: normally distributed by
+    ``deviation_mm`` along every axis.
+    """
     field = field_volume(image, center, spacing_mm, LOOK_VOXELS)
     cube = to_tensor(field, window_hu, next(predictor.parameters()).device)
     with torch.inference_mode():
@@ -77,8 +85,10 @@ def look(
     values = logits.reshape(len(MIRRORED), -1)[:, inside].astype(float)
     odds = np.exp(values - values.max())
     points = field.to_lps(positions[inside][:, ::-1])
-    center = (points * odds.sum(0)[:, None]).sum(0) / odds.sum()
-    return Look(float(values.max() + np.log(odds.sum(1)).mean()), center)
+    distances = np.linalg.norm(points - center, axis=1)
+    weights = odds.sum(0) * np.exp(-0.5 * (distances / deviation_mm) ** 2)
+    place = (points * weights[:, None]).sum(0) / weights.sum()
+    return Look(float(values.max() + np.log(odds.sum(1)).mean()), place)
 
 
 def look_at_click(
@@ -90,7 +100,9 @@ def look_at_click(
     something else, which its logit is lowered for (ours). The centre is where the fine look sees the nodule, if that is
     within CLICK_REACH_MM of the click, for readers do not hit the middle; else the click.
     """
-    fine, coarse = (look(image, click, predictor, window_hu, spacing) for spacing in (FINE_MM, COARSE_MM))
+    fine, coarse = (
+        look(image, click, predictor, window_hu, spacing, CLICK_DEVIATION_MM) for spacing in (FINE_MM, COARSE_MM)
+    )
     seen = fine.logit > 0 and float(np.linalg.norm(fine.center - click)) <= CLICK_REACH_MM
     logit = max(fine.logit, coarse.logit - 3 * float(np.log(COARSE_MM / FINE_MM)))
     return Look(logit, fine.center if seen else np.asarray(click, float))

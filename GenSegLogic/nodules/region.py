@@ -29,9 +29,9 @@ EVIDENCE_RANGE = 12.0
 """Where the predictor's map lies this many logits below its peak in the middle, it sees nothing of the nodule there."""
 SHELL_SHARE = 0.1
 """A nodule that fills more of the shell under the region's edge is too large for the spacing (from validation)."""
-UNSEEN = 0.2
-"""p(nodule) below which the predictor sees none: one that fills the whole field is only seen from farther off (from
-validation)."""
+UNSEEN, SEEN = 0.2, 0.5
+"""p(nodule) below which the predictor sees none in a field, and above which it sees one: what fills the whole field is
+only seen from farther off (from validation)."""
 SMALL_FOR_SPACING = 9.0
 """A nodule of fewer voxels across than this is outlined better at a finer spacing."""
 GUIDED_REACH_MM = 4.0
@@ -49,21 +49,29 @@ class Region:
     """What was painted round one point.
 
     Attributes:
-        center: (3,) LPS mm.
+        point: (3,) LPS mm, the place that was pointed at: what is outlined lies there.
+        center: (3,) LPS mm, of the region and its field: a click seldom is the nodule's middle.
         spacing_mm: at which it was painted.
         residual: HU that the nodule adds, smoothed, on a grid of its own; 0 outside the region.
         radius_mm: of the region of interest.
         probability_before, probability_after: p(nodule) of the field and of its counterfactual.
-        evidence: p(nodule) that the predictor sees at the point, by which it is decided whether anything is painted.
+        evidence: p(nodule) that the predictor sees at a click, by which it is decided whether anything is painted; None
+            for what a search has found.
     """
 
+    point: np.ndarray
     center: np.ndarray
     spacing_mm: float
     residual: Volume
     radius_mm: float
     probability_before: float
     probability_after: float
-    evidence: float = 1.0
+    evidence: float | None = None
+
+    def finding(self, probability: float) -> Finding:
+        """The finding that is looked for in the residual: at the point, and as far from it as the region reaches."""
+        reach = self.radius_mm + float(np.linalg.norm(self.center - self.point))
+        return Finding(as_point(self.point), reach, probability)
 
 
 def paint(
@@ -75,8 +83,9 @@ def paint(
     guidance: Guidance,
     generator: torch.Generator,
     callback: Callable[[int, int], None] = lambda step, steps: None,
+    point: np.ndarray | None = None,
 ) -> tuple[Region, Counterfactual]:
-    """Paint the surroundings of ``center`` (LPS mm) without a nodule, at one spacing."""
+    """Paint the surroundings of ``center`` (LPS mm) without the nodule at ``point`` (None: there), at one spacing."""
     field = field_volume(image, center, spacing_mm, flow.field_voxels, flow.orientation)
     device = next(flow.autoencoder.parameters()).device
     latents = flow.field_voxels // flow.downsampling
@@ -89,6 +98,7 @@ def paint(
     radius_mm = (radius + 1) * flow.downsampling * spacing_mm
     residual[(_distance_mm(field) > radius_mm) | ~evidence(predictor, tensor)] = 0
     result = Region(
+        point=np.asarray(center if point is None else point, float),
         center=np.asarray(center, float),
         spacing_mm=spacing_mm,
         residual=field.with_voxels(residual.astype(np.float32), "residual"),
@@ -116,7 +126,7 @@ def evidence(predictor: NodulePredictor, image: torch.Tensor) -> np.ndarray:
     return (logits > logits[middle].max() - EVIDENCE_RANGE).cpu().numpy()
 
 
-def paint_adaptively(
+def paint_at_click(
     image: Volume,
     click: np.ndarray,
     flow: LatentFlow,
@@ -124,39 +134,55 @@ def paint_adaptively(
     guidance: Guidance,
     generator: torch.Generator,
     threshold_hu: float,
-    least_evidence: float = 0.0,
+    least_evidence: float,
     callback: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Region:
-    """Paint at the finest spacing whose region holds the whole nodule; then paint the nodule's place anew.
+    """Paint the nodule that a reader clicked on (LPS mm), round where the predictor sees it.
 
-    What reaches the region's edge asks for the next spacing; what then turns out small there, and was only spread by
-    the finer look, stays with the finer one. What is not seen asks for it too, and stays unless it is seen there.
-
-    Args:
-        click: (3,) LPS mm, on the nodule or close by.
-        least_evidence: where the predictor sees a nodule with less than this probability, nothing is painted and the
-            residual is zero. Ours: the map's peak, which the residual is cut out by, is there without any nodule too.
+    Where its probability of a nodule lies below ``least_evidence``, nothing is painted and the residual is zero. Ours:
+    the map's peak, which the residual is cut out by, is there without any nodule too.
     """
     seen = look_at_click(image, click, predictor, flow.window_hu)
     evidence_here = sigmoid(seen.logit)
     if evidence_here < least_evidence:
-        return untouched(image, seen.center, flow, evidence_here)
+        return untouched(image, click, flow, evidence_here)
+    region = paint_adaptively(
+        image, seen.center, flow, predictor, guidance, generator, threshold_hu, callback, np.asarray(click, float)
+    )
+    return replace(region, evidence=evidence_here)
+
+
+def paint_adaptively(
+    image: Volume,
+    center: np.ndarray,
+    flow: LatentFlow,
+    predictor: NodulePredictor,
+    guidance: Guidance,
+    generator: torch.Generator,
+    threshold_hu: float,
+    callback: Callable[[int, int], None] = lambda step, steps: None,
+    point: np.ndarray | None = None,
+) -> Region:
+    """Paint at the finest spacing whose region holds the whole nodule; then paint the nodule's place anew.
+
+    What reaches the region's edge, or is not seen, asks for the next spacing, and is taken from there if it is seen
+    there and does not turn out small after all, only spread by the finer look. ``center`` and ``point`` are those of
+    :func:`paint`.
+    """
     shares = len(flow.spacings_mm) + 1
     chosen: Region | None = None
-    too_large = False
     for number, spacing in enumerate(flow.spacings_mm):
         told = _part(callback, number, shares)
-        region, _ = paint(image, seen.center, spacing, flow, predictor, guidance, generator, told)
+        region, _ = paint(image, center, spacing, flow, predictor, guidance, generator, told, point)
         diameter_mm, on_shell = extent(region, threshold_hu)
-        seen_now_alone = chosen is not None and chosen.probability_before < UNSEEN <= region.probability_before
-        if chosen is None or seen_now_alone or (too_large and diameter_mm > SMALL_FOR_SPACING * spacing):
+        seen_now = region.probability_before > SEEN
+        unseen_before = chosen is not None and chosen.probability_before < UNSEEN
+        if chosen is None or (seen_now and (unseen_before or diameter_mm > SMALL_FOR_SPACING * spacing)):
             chosen = region
-        too_large = on_shell >= SHELL_SHARE
-        if not too_large and region.probability_before >= UNSEEN:
+        if on_shell < SHELL_SHARE and region.probability_before >= UNSEEN:
             break
     assert chosen is not None  # a flow has at least one spacing
-    whole = paint_anew(image, chosen, flow, generator, threshold_hu, _part(callback, shares - 1, shares))
-    return replace(whole, evidence=evidence_here)
+    return paint_anew(image, chosen, flow, generator, threshold_hu, _part(callback, shares - 1, shares))
 
 
 def paint_anew(
@@ -178,7 +204,7 @@ def paint_anew(
         dense_enough(residual.voxels, residual.spacing, PLACE_SHARE * threshold_hu, reach_mm=GUIDED_REACH_MM),
         residual,
         (slice(0, None),) * 3,
-        Finding(as_point(region.center), region.radius_mm, 1.0),
+        region.finding(1.0),
     )
     if place is None:
         return region
@@ -217,13 +243,14 @@ def _distance_mm(field: Volume) -> np.ndarray:
     return np.linalg.norm(np.indices(field.shape) - middle, axis=0) * float(field.spacing[0])
 
 
-def untouched(image: Volume, center: np.ndarray, flow: LatentFlow, evidence_here: float) -> Region:
-    """The region round ``center`` at the finest spacing when nothing is painted: its residual is zero."""
+def untouched(image: Volume, click: np.ndarray, flow: LatentFlow, evidence_here: float) -> Region:
+    """The region round ``click`` at the finest spacing when nothing is painted: its residual is zero."""
     spacing = flow.spacings_mm[0]
-    field = field_volume(image, center, spacing, flow.field_voxels, flow.orientation)
-    radius_mm = (REGION_RADIUS * (flow.field_voxels // flow.downsampling) + 1) * flow.downsampling * spacing
+    field = field_volume(image, click, spacing, flow.field_voxels, flow.orientation)
+    radius = (REGION_RADIUS * (flow.field_voxels // flow.downsampling) + 1) * flow.downsampling * spacing
     residual = field.with_voxels(np.zeros(field.shape, np.float32), "residual")
-    return Region(np.asarray(center, float), spacing, residual, radius_mm, evidence_here, evidence_here, evidence_here)
+    place = np.asarray(click, float)
+    return Region(place, place, spacing, residual, radius, evidence_here, evidence_here, evidence_here)
 
 
 def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
@@ -236,8 +263,7 @@ def extent(region: Region, threshold_hu: float) -> tuple[float, float]:
     distance = _distance_mm(residual)
     peak = float(np.percentile(residual.voxels[distance < 0.5 * region.radius_mm], 98))
     above = residual.voxels > max(threshold_hu, 0.6 * peak)
-    finding = Finding(as_point(region.center), region.radius_mm, 1.0)
-    component = component_at(above, residual, (slice(0, None),) * 3, finding)
+    component = component_at(above, residual, (slice(0, None),) * 3, region.finding(1.0))
     if component is None:
         return 0.0, 0.0
     shell = (distance > 0.6 * region.radius_mm) & (distance < 0.8 * region.radius_mm)

@@ -15,9 +15,14 @@ from ..task import Task, parameter
 from ..volume import Volume, resample_like
 
 if TYPE_CHECKING:
+    import torch
+
     from ..engine import Engine
+    from ..networks.predictors import NodulePredictor
     from .counterfactual import Guidance
+    from .models import LatentFlow
     from .region import Region
+    from .segments import Finding
 
 LUNG_HU = (-1000.0, -600.0)
 MOST_MASK_VALUES = 10
@@ -107,7 +112,6 @@ class NoduleTask(Task):
         from .lungs import lung_mask, with_margin
         from .models import grid_doubts, latent_flow, nodule_predictor
         from .search import find_candidates
-        from .segments import Finding, as_point
 
         image = volumes["image"]
         points = [np.asarray(point, float) for point in self.seed_points]
@@ -149,29 +153,24 @@ class NoduleTask(Task):
 
         regions: list[Region] = []
         findings: list[Finding] = []
+        missed: dict[int, str] = {}  # what to say of a seed point if nothing comes to be outlined there
         painting = part(progress, 0.3, 0.95)
         for number, (center, probability) in enumerate(candidates, start=1):
             # Every region draws its own noise, so that a finding does not depend on those before it.
             generator = torch.Generator().manual_seed(self.seed + 7919 * number)
             told = part(painting, (number - 1) / len(candidates), number / len(candidates))
-            # What the search found has been asked for more than that already.
-            least_evidence = self.evidence if probability is None else 0.0
-            region = paint_region(
-                image, center, flow, predictor, self.guidance_settings(), generator, self.threshold, least_evidence,
-                told, number,
-            )
-            if probability is None and within is not None and not holds(within, center):
-                messages.append(
-                    f"The seed point {_place(center)} (LPS mm) lies outside the lungs, and nothing is outlined there; "
-                    "to have it outlined, give a lung mask that includes it (--lungs)."
-                )
-            elif region.evidence < least_evidence:
-                messages.append(self._nothing_seen(center, region.evidence))
-            regions.append(region)
+            region = self._paint(image, center, probability is None, flow, predictor, generator, told, number)
+            if region.evidence is not None:
+                missed[number] = self._why_nothing(center, region.evidence, within)
             certain = region.evidence if probability is None else probability
-            findings.append(Finding(as_point(region.center), region.radius_mm, float(certain)))
+            assert certain is not None  # a click has evidence
+            regions.append(region)
+            findings.append(region.finding(certain))
         progress(0.95, "Measuring")
-        return self._results(image, within, regions, findings, messages)
+        results = self._results(image, within, regions, findings, messages)
+        outlined = {segment.label for segment in results.segmentations["nodules"].segments}
+        messages += [sentence for number, sentence in missed.items() if number not in outlined]
+        return results
 
     def guidance_settings(self) -> Guidance:
         """The settings of the guided flow that the parameters stand for."""
@@ -179,11 +178,36 @@ class NoduleTask(Task):
 
         return replace(Guidance(), start=self.start, steps=self.steps, strength=self.guidance)
 
-    def _nothing_seen(self, center: np.ndarray, probability: float) -> str:
+    def _paint(
+        self, image: Volume, center: np.ndarray, clicked: bool, flow: LatentFlow, predictor: NodulePredictor,
+        generator: torch.Generator, progress: Progress, number: int,
+    ) -> Region:
+        from .region import paint_adaptively, paint_at_click
+
+        def told(step: int, steps: int) -> None:
+            progress(step / steps, f"Painting region {number} without a nodule")
+
+        settings = (flow, predictor, self.guidance_settings(), generator, self.threshold)
+        if clicked:
+            return paint_at_click(image, center, *settings, self.evidence, told)
+        return paint_adaptively(image, center, *settings, told)
+
+    def _why_nothing(self, click: np.ndarray, evidence: float, within: Volume | None) -> str:
+        """What to say where nothing is outlined at a seed point."""
+        if within is not None and not holds(within, click):
+            return (
+                f"The seed point {_place(click)} (LPS mm) lies outside the lungs, and nothing is outlined there; "
+                "to have it outlined, give a lung mask that includes it (--lungs)."
+            )
+        if evidence < self.evidence:
+            return (
+                f"{self.predictor} sees no nodule at {_place(click)} (LPS mm): its probability there is "
+                f"{evidence:.2f}, and {self.evidence:g} is asked for (evidence); set it to 0 to outline what is there "
+                "all the same."
+            )
         return (
-            f"{self.predictor} sees no nodule at {_place(center)} (LPS mm): its probability there is "
-            f"{probability:.2f}, and {self.evidence:g} is asked for (evidence); set it to 0 to outline what is there "
-            "all the same."
+            f"Nothing is outlined at the seed point {_place(click)} (LPS mm): what is there is fainter than "
+            f"{self.threshold:g} HU (threshold), too small, or part of what another seed point points at."
         )
 
     def _results(
@@ -219,18 +243,6 @@ class NoduleTask(Task):
             summary=summary,
             provenance={"findings": [asdict(finding) for finding in findings], "threshold_hu": self.threshold},
         )
-
-
-def paint_region(
-    image, center, flow, predictor, guidance, generator, threshold, least_evidence, progress: Progress, number: int
-):
-    """:func:`~GenSegLogic.nodules.region.paint_adaptively` with progress in words."""
-    from .region import paint_adaptively
-
-    def told(step: int, steps: int) -> None:
-        progress(step / steps, f"Painting region {number} without a nodule")
-
-    return paint_adaptively(image, center, flow, predictor, guidance, generator, threshold, least_evidence, told)
 
 
 def check_lungs(lungs: Volume, image: Volume) -> None:

@@ -54,7 +54,7 @@ def shipped():
 
 
 def paint_case(number: int) -> dict[str, dict[str, float]]:
-    """Paint one nodule by every method, at the default's spacing.
+    """Paint one nodule by every method, at the default's centre and spacing.
 
     Returns:
         By method: seconds of the guided pass, and Dice after the second one.
@@ -73,12 +73,13 @@ def paint_case(number: int) -> dict[str, dict[str, float]]:
     case = nodule_case("test", number, half)
     result = {}
     with autocast:
-        spacing = float(Situation(case, models).region.residual.spacing[0])
+        default = Situation(case, models).region
+        center, spacing = default.center, default.spacing_mm
         for method, changes in METHODS.items():
             setting = replace(TASK.guidance_settings(), **changes)
             generator = torch.Generator().manual_seed(case.seed)
             started = time.process_time()
-            region, _ = paint(case.image, case.seed_point, spacing, models.flow, models.predictor, setting, generator)
+            region, _ = paint(case.image, center, spacing, models.flow, models.predictor, setting, generator)
             seconds = time.process_time() - started
             region = paint_anew(case.image, region, models.flow, generator, TASK.threshold)
             situation = Situation(case, models, painted={TASK.guidance: region})

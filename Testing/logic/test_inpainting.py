@@ -95,7 +95,7 @@ def guided_region(scan: Volume, taken_hu: float) -> Region:
     """What guidance may leave behind: it took a part of one side of the nodule."""
     middle = (CENTER[0], CENTER[1], CENTER[2] - 1.5)
     residual = taken_hu * ball(SHAPE, middle, 2.0, 1.0)[0, 0].numpy()
-    return Region(np.zeros(3), SPACING_MM, scan.with_voxels(residual.astype(np.float32)), 7.0, 0.9, 0.1)
+    return Region(np.zeros(3), np.zeros(3), SPACING_MM, scan.with_voxels(residual.astype(np.float32)), 7.0, 0.9, 0.1)
 
 
 def segmented(region: Region) -> np.ndarray:

@@ -203,6 +203,13 @@ def test_a_seed_point_without_evidence_finds_nothing_and_says_so(engine: Engine,
     assert asked.provenance["findings"][0]["probability"] == finding["probability"] and not asked.messages
 
 
+def test_a_seed_point_on_what_another_has_outlined_says_so(engine: Engine, phantom: Volume) -> None:
+    results = engine.run(task(seed_points=(CENTER, CENTER)), phantom)
+    assert len(results.tables["nodules"]) == 1
+    (message,) = results.messages
+    assert message.startswith("Nothing is outlined at the seed point") and "another seed point" in message
+
+
 def test_the_threshold_can_be_moved_on_the_result_alone(engine: Engine, phantom: Volume) -> None:
     results = engine.run(task(seed_points=(CENTER,)), phantom)
     findings = [Finding(tuple(f["center"]), f["radius_mm"], f["probability"]) for f in results.provenance["findings"]]

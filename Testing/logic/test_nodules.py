@@ -49,7 +49,7 @@ def region(center: tuple[float, float, float], radius_mm: float, height: float) 
     field = field_volume(blank, np.array(center), 0.75, 40)
     indices = np.moveaxis(np.indices(field.shape), 0, -1)[..., ::-1]
     values = soft_ball(center, radius_mm, height, 0)(field.to_lps(indices)).astype(np.float32)
-    return Region(np.array(center), 1.0, field.with_voxels(values), 12.0, 0.9, 0.1)
+    return Region(np.array(center), np.array(center), 1.0, field.with_voxels(values), 12.0, 0.9, 0.1)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -308,13 +308,21 @@ def test_evidence_is_that_of_the_look_which_sees_the_nodule() -> None:
 def test_a_click_beside_a_nodule_means_the_nodule() -> None:
     blob = np.array([10.0, -20.0, 30.0])
     image, _ = lung_scan("LPS", [tuple(blob)])
+    detector = BlobDetector((4, 4, 4))
     for offset in ([4.0, 0.0, 0.0], [0.0, -3.0, 2.5]):
-        click = blob + np.array(offset)
-        assert np.linalg.norm(look_at_click(image, click, BlobDetector((4, 4, 4)), WINDOW).center - blob) < 1.0
-    for offset in ([8.0, 0.0, 0.0], [40.0, 0.0, 0.0]):
-        click = blob + np.array(offset)
-        found = look_at_click(image, click, BlobDetector((4, 4, 4)), WINDOW).center
-        assert np.array_equal(found, click), "a neighbour is not meant, nor is what nobody sees"
+        found = look_at_click(image, blob + np.array(offset), detector, WINDOW).center
+        assert np.linalg.norm(found - blob) < 0.6 * np.linalg.norm(offset)
+    nowhere = blob + np.array([40.0, 0.0, 0.0])
+    assert np.array_equal(look_at_click(image, nowhere, detector, WINDOW).center, nowhere)
+
+
+def test_of_two_nodules_close_by_the_clicked_one_is_meant() -> None:
+    clicked, neighbour = np.array([10.0, -20.0, 30.0]), np.array([18.0, -20.0, 30.0])
+    image, _ = lung_scan("LPS", [tuple(clicked), tuple(neighbour)])
+    detector = BlobDetector((4, 4, 4))
+    assert np.linalg.norm(look(image, clicked, detector, WINDOW).center - clicked) > 2, "both count for a search"
+    for click in (clicked, neighbour):
+        assert np.linalg.norm(look_at_click(image, click, detector, WINDOW).center - click) < 1.5
 
 
 def test_a_lung_has_many_places_and_hardly_any_holds_a_nodule() -> None:

@@ -12,7 +12,7 @@ from GenSegLogic.evaluation.cases import nodule_case
 from GenSegLogic.evaluation.jobs import ModelNames, autocast, load_models
 from GenSegLogic.evaluation.methods import TASK, Situation, as_the_task
 from GenSegLogic.evaluation.metrics import dice
-from GenSegLogic.nodules.region import paint_adaptively
+from GenSegLogic.nodules.region import paint_at_click
 from GenSegLogic.nodules.residual import combine
 from GenSegLogic.nodules.segments import Finding, nodules_from_residual
 
@@ -65,9 +65,9 @@ def test_a_nodule_is_painted_at_the_spacing_that_suits_it(number: int, spacing_m
     models = load_models(names)
     case = nodule_case("validation", number, 38.0)
     with autocast(names):
-        region = paint_adaptively(
+        region = paint_at_click(
             case.image, case.seed_point, models.flow, models.predictor, TASK.guidance_settings(),
-            torch.Generator().manual_seed(case.seed), TASK.threshold,
+            torch.Generator().manual_seed(case.seed), TASK.threshold, 0.0,
         )
     assert region.spacing_mm == spacing_mm
     finest = models.flow.spacings_mm[0]
