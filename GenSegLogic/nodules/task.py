@@ -169,7 +169,7 @@ class NoduleTask(Task):
         progress(0.95, "Measuring")
         results = self._results(image, within, regions, findings, messages)
         outlined = {segment.label for segment in results.segmentations["nodules"].segments}
-        messages += [sentence for number, sentence in missed.items() if number not in outlined]
+        results.messages.extend(sentence for number, sentence in missed.items() if number not in outlined)
         return results
 
     def guidance_settings(self) -> Guidance:

@@ -198,6 +198,7 @@ def _write(
 def card(metadata: dict[str, Any]) -> str:
     """The model card of a bundle that a recipe made, Markdown."""
     training = metadata["training"]
+    columns = list(training["curve"][0]) if training["curve"] else []
     lines = [
         f"# {metadata['name']}",
         "",
@@ -213,9 +214,11 @@ def card(metadata: dict[str, Any]) -> str:
         f"spacings {metadata['image']['spacings_mm']} mm",
         f"- Licence: {metadata['licence']}; commercial use allowed",
         "",
-        "| " + " | ".join(training["curve"][0]) + " |" if training["curve"] else "",
-        "|" + " --- |" * len(training["curve"][0]) if training["curve"] else "",
-        *["| " + " | ".join(f"{value:g}" for value in row.values()) + " |" for row in training["curve"]],
+        "| " + " | ".join(columns) + " |" if columns else "",
+        "|" + " --- |" * len(columns) if columns else "",
+        # A row may lack a figure, where training went on in parts.
+        *["| " + " | ".join(f"{row[name]:g}" if name in row else "" for name in columns) + " |"
+          for row in training["curve"]],
     ]
     return "\n".join(lines) + "\n"
 
