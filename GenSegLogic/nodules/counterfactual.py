@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..flow.interpolant import clean_estimate, interpolant, noise_estimate, renoised, times
 from ..flow.samplers import invert
@@ -196,8 +195,7 @@ def _objective(
     logs = []
     for _ in range(guidance.samples):
         delta = guidance.smoothing * t * noise_like(part, generator)
-        # Checkpointing keeps the decoder's activations, the peak of the memory, out of the graph.
-        image = checkpoint(flow.decode, part + delta, use_reentrant=False)
+        image = flow.decode_for_gradient(part + delta)
         if guidance.only_darker:
             image.register_hook(lambda gradient: gradient.clamp_max(0))
         logs.append(log_no_nodule(predictor, image))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..bundles.weights import LoadedBundle
 from ..errors import GenSegError
@@ -49,6 +50,14 @@ class LatentFlow:
     def decode(self, latent: Tensor) -> Tensor:
         """Scaled latent -> image (1, 1, K, J, I)."""
         return self._own_axes(self.autoencoder.decode(self._own_axes(latent / self.scale)).float())
+
+    def decode_for_gradient(self, latent: Tensor) -> Tensor:
+        """:meth:`decode`, made anew block by block for the gradient: of all activations, the peak of the memory, only
+        those of one block are held at a time."""
+        x = self._own_axes(latent / self.scale)
+        for block in self.autoencoder.decoding_blocks():
+            x = checkpoint(block, x, use_reentrant=False)
+        return self._own_axes(x.float())
 
     def _own_axes(self, x: Tensor) -> Tensor:
         """MAISI's published networks take their tensors along i, j, k; ours along k, j, i. Its own inverse."""

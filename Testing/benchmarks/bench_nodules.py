@@ -2,8 +2,10 @@
 
 Seconds are of processor time, so that other work on the machine does not count.
 
-Every peak is that of a process of its own; those of painting count from what it held when the models were loaded. All
-methods paint the same nodules of the phantoms' test split from the same noise.
+A method's peak is the most that tensors hold at once above the loaded models, as `torch.cuda.max_memory_allocated`
+counts it on a GPU; what an interpreter and its libraries hold is the same for all. The peaks of the wide scan and of
+MAISI's networks on their own are those of whole processes. All methods paint the same nodules of the phantoms' test
+split from the same noise.
 """
 
 from __future__ import annotations
@@ -88,8 +90,19 @@ def paint_case(number: int) -> dict[str, dict[str, float]]:
     return result
 
 
+def tensor_bytes(function: Callable[[], object]) -> int:
+    """The most bytes that the tensors made by a function hold at once."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+        function()
+    changes = [(event.start_ns(), event.nbytes()) for event in measured.profiler.kineto_results.events()
+               if event.name() == "[memory]"]
+    return int(np.cumsum([size for _, size in sorted(changes, key=lambda change: change[0])]).max())
+
+
 def peak_of_painting(method: str) -> int:
-    """Bytes that painting one field takes above the loaded models; for a process of its own."""
+    """Bytes that the tensors of painting one field hold at most."""
     import torch
 
     from GenSegLogic import Volume
@@ -99,10 +112,9 @@ def peak_of_painting(method: str) -> int:
     models, autocast = shipped()
     image = Volume(np.full((64, 64, 64), -850, np.int16), np.diag([1.5, 1.5, 1.5, 1]), "lung", {})
     setting = replace(TASK.guidance_settings(), **{**METHODS[method], "steps": 1})
-    before = peak_bytes()
     with autocast:
-        paint(image, np.full(3, 48.0), 1.5, models.flow, models.predictor, setting, torch.Generator())
-    return peak_bytes() - before
+        return tensor_bytes(lambda: paint(image, np.full(3, 48.0), 1.5, models.flow, models.predictor, setting,
+                                          torch.Generator()))
 
 
 def peak_of_wide_scan() -> int:
@@ -121,12 +133,8 @@ def peak_of_wide_scan() -> int:
     return peak_bytes()
 
 
-def step_of_maisi(method: str) -> tuple[int, int, float]:
-    """A guided step of MAISI's own networks, random weights, on 64^3 voxels; for a process of its own.
-
-    Returns:
-        Bytes that the process takes in all, bytes above the loaded networks, and seconds of the step.
-    """
+def guide_maisi(method: str) -> Callable[[], float]:
+    """Two guided steps of MAISI's own networks, random weights, on 64^3 voxels; called, they tell seconds of one."""
     import torch
 
     from GenSegLogic.evaluation.methods import TASK
@@ -144,10 +152,24 @@ def step_of_maisi(method: str) -> tuple[int, int, float]:
     predictor = cnn().eval().requires_grad_(False)
     region = ball((16,) * 3, (7.5,) * 3, REGION_RADIUS * 16 - 1, 2.0)
     setting = replace(TASK.guidance_settings(), **METHODS[method], steps=2)
-    before, told = peak_bytes(), []
-    counterfactual(flow, predictor, torch.rand(1, 1, 64, 64, 64), region, 1.0, setting, torch.Generator(),
-                   lambda step, steps: told.append(time.process_time()))
-    return peak_bytes(), peak_bytes() - before, told[-1] - told[-2]  # the first step warms up
+
+    def guide() -> float:
+        told: list[float] = []
+        counterfactual(flow, predictor, torch.rand(1, 1, 64, 64, 64), region, 1.0, setting, torch.Generator(),
+                       lambda step, steps: told.append(time.process_time()))
+        return told[-1] - told[-2]  # the first step warms up
+
+    return guide
+
+
+def step_of_maisi(method: str) -> tuple[float, int]:
+    """Seconds of a guided step, and bytes that the process takes in all; for a process of its own."""
+    return guide_maisi(method)(), peak_bytes()
+
+
+def tensors_of_maisi(method: str) -> int:
+    """Bytes that the tensors of the same hold at most, above the networks."""
+    return tensor_bytes(guide_maisi(method))
 
 
 def seconds_by_lung(parts: tuple[float, ...] = (0.5, 1.0)) -> list[tuple[float, float]]:
@@ -174,6 +196,7 @@ def seconds_by_lung(parts: tuple[float, ...] = (0.5, 1.0)) -> list[tuple[float, 
 IN_A_PROCESS: dict[str, Callable[[], Any]] = {
     **{name: partial(peak_of_painting, name) for name in METHODS},
     **{f"maisi, {name}": partial(step_of_maisi, name) for name in ONE_STEP},
+    **{f"tensors of maisi, {name}": partial(tensors_of_maisi, name) for name in ONE_STEP},
     "wide scan": peak_of_wide_scan,
 }
 
@@ -186,10 +209,10 @@ def in_a_process(name: str) -> Any:
 
 def print_ratios(title: str, seconds: dict[str, float], peaks: dict[str, int], more: dict[str, str]) -> None:
     """One row a method, in multiples of the default; seconds and bytes by method, and what else there is to say."""
-    print(f"{title:20s} seconds  x time  peak MB  x peak{'   Dice  default - this, 95 %' if more else ''}")
+    print(f"{title:20s} seconds  x time  tensor MB  x peak{'   Dice  default - this, 95 %' if more else ''}")
     for name in seconds:
         times, peak = seconds[name] / seconds["default"], peaks[name] / peaks["default"]
-        print(f"{name:20s} {seconds[name]:7.2f} {times:7.2f} {peaks[name] / MEGABYTE:8.0f} {peak:7.2f}"
+        print(f"{name:20s} {seconds[name]:7.2f} {times:7.2f} {peaks[name] / MEGABYTE:10.0f} {peak:7.2f}"
               f"{more.get(name, '')}")
 
 
@@ -214,9 +237,9 @@ def main() -> None:
     print_ratios(f"{len(cases)} nodules", {name: seconds.mean() for name, seconds in measured["seconds"].items()},
                  {name: in_a_process(name) for name in METHODS}, told)
     steps = {name: in_a_process(f"maisi, {name}") for name in ONE_STEP}
-    print_ratios("one step, MAISI-size", {name: seconds for name, (_, _, seconds) in steps.items()},
-                 {name: peak for name, (_, peak, _) in steps.items()}, {})
-    print(f"peak of the process, MAISI-size: {steps['default'][0] / 1e9:.2f} GB")
+    print_ratios("one step, MAISI-size", {name: seconds for name, (seconds, _) in steps.items()},
+                 {name: in_a_process(f"tensors of maisi, {name}") for name in ONE_STEP}, {})
+    print(f"peak of the process, MAISI-size: {steps['default'][1] / 1e9:.2f} GB")
     print(f"peak of the process, wide scan: {in_a_process('wide scan') / 1e9:.2f} GB")
     small, whole = seconds_by_lung()
     growth = (whole[1] / small[1]) / (whole[0] / small[0])

@@ -6,6 +6,7 @@ a_m = (1 - t)^2 s_m^2 + t^2, and E[z | x, m] = mu_m + (1 - t) s_m^2 / a_m (x - (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,10 @@ class Identity(nn.Module):
         """The image."""
         self.decoded.append(latent.numel())
         return latent
+
+    def decoding_blocks(self) -> list[Callable[[Tensor], Tensor]]:
+        """Decoding in one block."""
+        return [self.decode]
 
 
 class ExactVelocity(nn.Module):
