@@ -104,8 +104,9 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.service.stop()
 
     def enter(self) -> None:
-        """The user opens the panel."""
+        """The user opens the panel, maybe after editing segments elsewhere."""
         self.initializeParameterNode()
+        self.review.measureEdited()
 
     def exit(self) -> None:
         """The user goes to another module; a job goes on."""

@@ -12,6 +12,7 @@ from slicer.util import VTKObservationMixin
 
 from GenSegLogic.errors import GenSegError
 from GenSegScene import display, findings, runs
+from GenSegScene.measuring import measure_edited
 
 
 class RunReview(VTKObservationMixin):
@@ -140,8 +141,26 @@ class RunReview(VTKObservationMixin):
 
     # Table and Segment Editor
 
+    def measureEdited(self) -> None:
+        """Bring the table up to what the segments now are, when the user comes back from editing them."""
+        if self.node is None:
+            return
+        self._updating = True
+        try:
+            edited = measure_edited(self.node)
+        except GenSegError as error:
+            self._tell(str(error))
+            return
+        finally:
+            self._updating = False
+        if edited:
+            names = ", ".join(self.node.GetSegmentation().GetSegment(segment).GetName() for segment in edited)
+            self._tell(_("Measured anew after editing: {names}.").format(names=names))
+            self.refresh()
+
     def copy(self) -> None:
         """Put the table on the clipboard, to be pasted into a report or a spreadsheet."""
+        self.measureEdited()
         slicer.app.clipboard().setText(findings.table_as_text(self.table(), self.node))
         self._tell(_("The table is on the clipboard."))
 
@@ -154,6 +173,7 @@ class RunReview(VTKObservationMixin):
 
     def exportTo(self, path: str) -> None:
         """Write the table to ``path`` as CSV, coordinates in RAS."""
+        self.measureEdited()
         try:
             written = findings.export_table(self.table(), self.node, path)
         except GenSegError as error:

@@ -155,6 +155,15 @@ def show_run(segmentation: Any) -> None:
             node.SetDisplayVisibility(node is segmentation)
 
 
+def hide_earlier_runs(segmentation: Any) -> None:
+    """Hide the segmentations of earlier runs of the same task on the same scan, which would lie under this one."""
+    scan, task = runs.related(segmentation, runs.INPUT), segmentation.GetAttribute(runs.TASK)
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if (node is not segmentation and node.GetAttribute(runs.RUN) is not None
+                and node.GetAttribute(runs.TASK) == task and runs.related(node, runs.INPUT) is scan):
+            node.SetDisplayVisibility(False)
+
+
 def show_residual(residual: Any) -> None:
     """Show ``residual`` as overlay in all slice views but that of the counterfactual.
 

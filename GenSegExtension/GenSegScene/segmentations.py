@@ -27,6 +27,8 @@ _LABELMAP = "Binary labelmap"
 # lung; upper, lower lobe of left lung.
 _LUNGS = {"39607008", "3341006", "44029006", "45653009", "90572001", "72481006", "42400003", "266005", "44714003",
           "41224006"}
+# In names such as "lung tumour", of what lies in the lungs but is not them.
+_IN_LUNGS = ("nodul", "tumo", "lesion", "mass", "cancer", "metasta", "vessel", "airway")
 
 
 def segmentation_to_node(segmentation: Segmentation, name: str, like: Any = None) -> Any:
@@ -141,9 +143,10 @@ def lung_segments(node: Any) -> list[str]:
 
 
 def _is_lung(segment: Any) -> bool:
-    """By type: a nodule's region is the lung too."""
-    if "lung" in segment.GetName().lower():
-        return True
+    """By name, or by type: a nodule's region is the lung too."""
+    name = segment.GetName().lower()
+    if "lung" in name:
+        return not any(word in name for word in _IN_LUNGS)
     entry, text = slicer.vtkSlicerTerminologyEntry(), segment.GetTerminology()
     if not text or not slicer.modules.terminologies.logic().DeserializeTerminologyEntry(text, entry):
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,17 +43,22 @@ def table_to_node(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], nam
 
 
 def fill_table(node: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Replace the content of a table node. Numbers become number columns, so that they sort as numbers."""
+    """Replace the content of a table node. Numbers become number columns, so that they sort as numbers.
+
+    None among numbers is kept as "not a number", which :func:`read_table` turns back.
+    """
     table = vtk.vtkTable()
     for column in columns:
         values = [row.get(column) for row in rows]
-        numeric = bool(rows) and all(isinstance(value, (int, float)) and not isinstance(value, bool)
-                                     for value in values)
-        array = vtk.vtkDoubleArray() if numeric and any(isinstance(value, float) for value in values) \
-            else vtk.vtkIntArray() if numeric else vtk.vtkStringArray()
+        given = [value for value in values if value is not None]
+        numeric = bool(given) and all(isinstance(value, (int, float)) and not isinstance(value, bool)
+                                      for value in given)
+        whole = numeric and len(given) == len(values) and not any(isinstance(value, float) for value in given)
+        array = vtk.vtkIntArray() if whole else vtk.vtkDoubleArray() if numeric else vtk.vtkStringArray()
+        missing = math.nan if numeric else ""
         array.SetName(column)
         for value in values:
-            array.InsertNextValue(value if numeric else "" if value is None else str(value))
+            array.InsertNextValue(missing if value is None else value if numeric else str(value))
         table.AddColumn(array)
     modified = node.StartModify()
     node.SetLocked(True)
@@ -64,7 +70,7 @@ def fill_table(node: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 
 def read_table(node: Any) -> list[dict[str, Any]]:
-    """The rows of a table node, numbers as numbers."""
+    """The rows of a table node, numbers as numbers, and None where one is missing."""
     table = node.GetTable()
     names = [table.GetColumnName(index) for index in range(table.GetNumberOfColumns())]
     return [{name: _plain(table.GetValue(row, index)) for index, name in enumerate(names)}
@@ -90,4 +96,7 @@ def to_ras(row: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(variant: Any) -> Any:
     if variant.IsInt():
         return variant.ToInt()
-    return variant.ToDouble() if variant.IsNumeric() else variant.ToString()
+    if not variant.IsNumeric():
+        return variant.ToString()
+    number = variant.ToDouble()
+    return None if math.isnan(number) else number

@@ -26,14 +26,14 @@ def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, 
                      show: bool = True, closed_surface: bool = False, progress: Progress = silent) -> dict[str, Any]:
     """Write everything that a task returned into new nodes, named after the input and placed under it.
 
-    No existing node is changed: a second run writes its own. On failure, or when ``progress`` raises Cancelled,
-    whatever was added is removed and the views are as they were.
+    No existing node is changed: a second run writes its own, and what is shown hides the first one's outlines. On
+    failure, or when ``progress`` raises Cancelled, whatever was added is removed and the views are as they were.
 
     Args:
         results: what the engine returned; volumes and labelmaps on the input's grid.
         input_node: the volume node that the task ran on; nodes take its IJK-to-RAS matrix and its parent transform.
         inputs: further nodes that the task was given, by role (``lungs``), kept as node references.
-        show: show the results in the slice views.
+        show: show the results in the slice views, in place of earlier runs of the task on the same scan.
         closed_surface: also make the surface of each segment, for 3D views; takes longer.
         progress: called between nodes.
 
@@ -89,6 +89,8 @@ def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, 
         if show:
             transaction.on_undo(_views_as_they_are())
             display.show_in_views(input_node, nodes.get("counterfactual"), nodes.get(_RESIDUAL))
+            for stem in results.segmentations:
+                display.hide_earlier_runs(nodes[f"{stem}_segmentation"])
     return nodes
 
 

@@ -39,27 +39,31 @@ def measure(image: Volume, segmentation: Segmentation, findings: Sequence[Findin
     rows = []
     boxes = ndimage.find_objects(labelmap.voxels)  # one pass over the scan, not one for each segment
     for segment in segmentation.segments:
-        finding = findings[segment.label - 1]
         box = boxes[segment.label - 1]
         corner = [part.start for part in box]
         voxels = np.argwhere(labelmap.voxels[box] == segment.label) + corner
-        hu = image.voxels[tuple(voxels.T)].astype(float)
-        points = labelmap.to_lps(voxels[:, ::-1])
-        long_axis, short_axis = axial_axes(labelmap, voxels)
-        center = points.mean(0)
-        values = (
-            segment.label,
-            *(round(float(c), 2) for c in center),
-            round(long_axis, 2),
-            round(short_axis, 2),
-            round((long_axis + short_axis) / 2, 2),
-            round(len(voxels) * float(np.prod(labelmap.spacing)), 1),
-            round(100 * float((hu > SOLID_HU).mean()), 1),
-            round(float(hu.mean()), 1),
-            round(finding.probability, 4),
-        )
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        certain = {"probability": round(findings[segment.label - 1].probability, 4)}
+        rows.append({"nodule": segment.label, **measure_voxels(image, voxels), **certain})
     return rows
+
+
+def measure_voxels(image: Volume, voxels: np.ndarray) -> dict[str, Any]:
+    """COLUMNS but the number and the probability, of voxels (n, 3; k, j, i); without any, only the volume is known."""
+    measured = COLUMNS[1:-1]
+    if not len(voxels):
+        return {**dict.fromkeys(measured), "volume_mm3": 0.0}
+    hu = image.voxels[tuple(voxels.T)].astype(float)
+    long_axis, short_axis = axial_axes(image, voxels)
+    values = (
+        *(round(float(c), 2) for c in image.to_lps(voxels[:, ::-1]).mean(0)),
+        round(long_axis, 2),
+        round(short_axis, 2),
+        round((long_axis + short_axis) / 2, 2),
+        round(len(voxels) * float(np.prod(image.spacing)), 1),
+        round(100 * float((hu > SOLID_HU).mean()), 1),
+        round(float(hu.mean()), 1),
+    )
+    return dict(zip(measured, values, strict=True))
 
 
 def axial_axes(grid: Volume, voxels: np.ndarray) -> tuple[float, float]:

@@ -24,17 +24,21 @@ def measure(image: Volume, labels: Volume, confidence: Volume, organs: Sequence[
         organs: names.
     """
     numbers = [ORGANS[name].label for name in organs]
-    counts = np.bincount(labels.voxels.ravel(), minlength=len(ORGANS) + 1)[numbers]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        certain = ndimage.mean(confidence.voxels, labels.voxels, numbers)
+    return [
+        {"organ": name, **row, "confidence": round(float(sure), 4) if row["volume_ml"] else None}
+        for name, row, sure in zip(organs, measure_labels(image, labels, numbers), certain, strict=True)
+    ]
+
+
+def measure_labels(image: Volume, labels: Volume, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """``volume_ml`` and ``mean_intensity`` (None without a voxel) of every label of ``numbers``, on the scan's grid."""
+    counts = np.bincount(labels.voxels.ravel(), minlength=max(numbers, default=0) + 1)[list(numbers)]
     with np.errstate(invalid="ignore", divide="ignore"):
         intensity = ndimage.mean(image.voxels.astype(np.float32), labels.voxels, numbers)
-        certain = ndimage.mean(confidence.voxels, labels.voxels, numbers)
     voxel_ml = float(np.prod(labels.spacing)) / 1000
     return [
-        dict(zip(COLUMNS, (
-            name,
-            round(int(count) * voxel_ml, 2),
-            round(float(mean), 2) if count else None,
-            round(float(sure), 4) if count else None,
-        ), strict=True))
-        for name, count, mean, sure in zip(organs, counts, intensity, certain, strict=True)
+        {"volume_ml": round(int(count) * voxel_ml, 2), "mean_intensity": round(float(mean), 2) if count else None}
+        for count, mean in zip(counts, intensity, strict=True)
     ]

@@ -300,6 +300,23 @@ def test_copy_and_export_and_segment_editor(done, tmp_path):
     assert editor.volume is done.review.related("input")
 
 
+def test_back_from_the_segment_editor_the_table_tells_of_the_edited_segment(done, chest):
+    node = done.review.node
+    segment = node.GetSegmentation().GetNthSegmentID(0)
+    before = findings.findings(node)[0].row
+    done.exit()
+    mask = slicer.util.arrayFromSegmentBinaryLabelmap(node, segment, chest)
+    mask[:, :12] = 0  # half of it erased
+    slicer.util.updateSegmentBinaryLabelmapFromArray(mask, node, segment, chest)
+    done.enter()
+    after = findings.findings(node)[0].row
+    assert after["volume_mm3"] < before["volume_mm3"] and after["probability"] == before["probability"]
+    shown = [done.ui.findingsTable.item(0, column).text() for column in range(done.ui.findingsTable.columnCount)]
+    assert f"{after['volume_mm3']:.1f}" in shown
+    name = node.GetSegmentation().GetSegment(segment).GetName()
+    assert done.ui.statusLabel.text == f"Measured anew after editing: {name}."
+
+
 def test_a_finding_deleted_in_the_segment_editor_is_neither_copied_nor_exported(done, tmp_path):
     import qt
 

@@ -160,6 +160,7 @@ def test_of_a_whole_bodys_segments_the_lungs_are_taken(plain_chest, linear_trans
         item.SetAndObserveTransformNodeID(linear_transform.GetID())
     add_box(node, "Heart", np.s_[2:9, 5:12, 5:12], plain_chest, "80891009^Heart")
     add_box(node, "Rib", np.s_[0:2], plain_chest)
+    add_box(node, "Lung tumour", np.s_[0:2, 4:9], plain_chest)
     expected = np.zeros((12, 20, 24), np.uint8)
     for number, (name, kind) in enumerate(lungs.items()):  # overlapping each other and the heart
         expected |= add_box(node, name, np.s_[4 + number:8 + number, 3:9, 4 + number:12], plain_chest, kind)

@@ -201,6 +201,22 @@ def test_a_second_run_keeps_the_first_one(plain_chest, make_results):
     assert runs.related(first["nodules_table"], "residual") is first["residual"]
 
 
+def test_outlines_of_earlier_runs_of_the_task_on_the_same_scan_are_hidden(plain_chest, make_results):
+    results = make_results(volume_from_node(plain_chest))
+    other_scan = slicer.modules.volumes.logic().CloneVolume(slicer.mrmlScene, plain_chest, "Other")
+    own = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Drawn by hand")
+    own.CreateDefaultDisplayNodes()
+    first, other = (results_to_scene(results, scan)["nodules_segmentation"] for scan in (plain_chest, other_scan))
+    results.provenance["task"] = "organs"
+    organs = results_to_scene(results, plain_chest)["nodules_segmentation"]
+    results.provenance["task"] = "nodules"
+    results_to_scene(results, plain_chest, show=False)
+    assert first.GetDisplayVisibility()
+    second = results_to_scene(results, plain_chest)["nodules_segmentation"]
+    shown = [node.GetDisplayVisibility() for node in (first, second, other, organs, own)]
+    assert shown == [0, 1, 1, 1, 1]
+
+
 def test_no_findings_is_a_result_too(plain_chest, make_results):
     results = make_results(volume_from_node(plain_chest))
     from GenSegLogic.results import Segmentation
