@@ -25,6 +25,11 @@ FLAT_PER_MM = 0.6
 """The ground glass close by is told from the core's blur by its slope: it changes by less than this part of itself per
 mm (from validation)."""
 
+TAIL_SHARE = 0.6
+TAIL_MM = 3.0
+"""What hangs on a nodule and is thinner than this part of the nodule, or than a ball of this radius, is none of it
+(from validation)."""
+
 
 Point = tuple[float, float, float]
 
@@ -73,6 +78,7 @@ def nodules_from_residual(
         component = component_at(above & free, residual, window, finding)
         if component is None:
             continue
+        component = without_tails(component, residual, window, finding)
         labels[window][component & free] = number  # a filled hole may hold another finding
         color = COLORS[(number - 1) % len(COLORS)]
         segments.append(Segment(number, f"Nodule {number}", color, CATEGORY, TYPE, REGION))
@@ -116,14 +122,35 @@ def component_at(
     labels, count = ndimage.label(above, np.ones((3, 3, 3)))
     if count == 0:
         return None
-    positions = np.argwhere(above)
-    offset = np.array([part.start for part in window])
-    points = residual.to_lps((positions + offset)[:, ::-1])
-    distance = np.linalg.norm(points - np.array(finding.center), axis=1)
-    weight = residual.voxels[window][above] * np.exp(-0.5 * (distance / (0.35 * finding.radius_mm)) ** 2)
+    weight = residual.voxels[window][above] * nearness(above, residual, window, finding)
     mass = np.bincount(labels[above], weight, minlength=count + 1)
     component = ndimage.binary_fill_holes(labels == int(mass.argmax()))
     voxel_mm3 = float(np.prod(residual.spacing))
     if component.sum() * voxel_mm3 < SMALLEST_MM3:
         return None
     return component
+
+
+def nearness(mask: np.ndarray, residual: Volume, window: tuple[slice, ...], finding: Finding) -> np.ndarray:
+    """Of every voxel of a mask (K, J, I) in the window, 1 at the finding and falling to 0 with the distance from it."""
+    corner = np.array([part.start for part in window])
+    points = residual.to_lps((np.argwhere(mask) + corner)[:, ::-1])
+    distance = np.linalg.norm(points - np.array(finding.center), axis=1)
+    return np.exp(-0.5 * (distance / (0.35 * finding.radius_mm)) ** 2)
+
+
+def without_tails(
+    component: np.ndarray, residual: Volume, window: tuple[slice, ...], finding: Finding
+) -> np.ndarray:
+    """A component (K, J, I) without the vessels that hang on it, and what it leans on.
+
+    Ours: an opening by a ball that grows with the nodule. What is left is one inner part, deep under the surface where
+    the finding points, and what lies as near to it as the surface does.
+    """
+    steps = residual.spacing[::-1]
+    depth = ndimage.distance_transform_edt(np.pad(component, 1), steps)[1:-1, 1:-1, 1:-1]
+    deepest = np.argwhere(component)[np.argmax(depth[component] * nearness(component, residual, window, finding))]
+    ball_mm = min(TAIL_SHARE * depth[tuple(deepest)], TAIL_MM)
+    inner, _ = ndimage.label(depth >= ball_mm, np.ones((3, 3, 3)))
+    away = ndimage.distance_transform_edt(inner != inner[tuple(deepest)], steps)
+    return component & (away <= ball_mm + steps.max())

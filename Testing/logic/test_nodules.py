@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -10,13 +11,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from GenSegLogic.evaluation.metrics import dice
 from GenSegLogic.networks.predictors import NodulePredictor
 from GenSegLogic.nodules.fields import FINE_MM, PLACE_VOXELS, field_volume, look, look_at_click, sigmoid
 from GenSegLogic.nodules.measure import COLUMNS, measure
 from GenSegLogic.nodules.region import Region
 from GenSegLogic.nodules.residual import combine, without
 from GenSegLogic.nodules.search import PLACES, TILE_VOXELS, Candidate, find_candidates, logit_volume
-from GenSegLogic.nodules.segments import RELATIVE_THRESHOLD, Finding, nodules_from_residual, window_around
+from GenSegLogic.nodules.segments import (
+    RELATIVE_THRESHOLD,
+    Finding,
+    component_at,
+    nodules_from_residual,
+    window_around,
+)
 from GenSegLogic.volume import Volume
 from Testing.logic.grids import ORIENTATIONS, draw, soft_ball
 
@@ -154,6 +162,47 @@ def test_lungs_and_size_limit_what_a_nodule_is() -> None:
     speck = draw(soft_ball(FIRST, 0.9, 800, 0, 0.1), "LPS", SPACING, SHAPE)
     assert (speck.voxels > 200).any()
     assert nodules_from_residual(speck, None, FINDINGS, 200.0).segments == ()
+
+
+def rod(points: np.ndarray) -> np.ndarray:
+    """A vessel of 2.4 mm that runs through the first finding along a slanted line."""
+    along = np.array([1.0, 2.0, 0.5]) / np.linalg.norm([1.0, 2.0, 0.5])
+    offset = points - np.array(FIRST)
+    return 700.0 * (np.linalg.norm(offset - (offset @ along)[..., None] * along, axis=-1) < 1.2)
+
+
+def slab(points: np.ndarray) -> np.ndarray:
+    """What the first finding touches from below."""
+    return 700.0 * (points[..., 2] > FIRST[2] + 5.0)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("attached", [rod, slab])
+def test_what_hangs_on_a_nodule_is_left_out(orientation: str, attached: Callable) -> None:
+    ball, grid = soft_ball(FIRST, 5.0, 800, 0), (orientation, (0.8, 0.8, 0.8), (64, 64, 56))
+    truth = draw(ball, *grid).voxels > RELATIVE_THRESHOLD * 800
+    residual = draw(lambda points: np.maximum(ball(points), attached(points)), *grid)
+    found = nodules_from_residual(residual, None, FINDINGS[:1], 200.0).labelmap.voxels > 0
+    whole = component_at(residual.voxels > 200, residual, (slice(0, None),) * 3, FINDINGS[0])
+    assert whole is not None and whole.sum() > 1.2 * found.sum()
+    assert dice(found, truth) > 0.9
+
+
+@pytest.mark.parametrize("shape", ["ball", "ellipsoid", "lobulated", "smallest"])
+def test_a_nodule_with_nothing_on_it_stays_whole(shape: str) -> None:
+    def solid(points: np.ndarray) -> np.ndarray:
+        offset = points - np.array(FIRST)
+        inside = {
+            "ball": np.linalg.norm(offset, axis=-1) < 6,
+            "ellipsoid": np.linalg.norm(offset / [4.0, 4.0, 7.0], axis=-1) < 1,
+            "lobulated": (np.linalg.norm(offset, axis=-1) < 5) | (np.linalg.norm(offset - [4.0, 0, 0], axis=-1) < 3.5),
+            "smallest": np.linalg.norm(offset, axis=-1) < 2,
+        }
+        return 800.0 * inside[shape]
+
+    residual = draw(solid, "oblique", SPACING, SHAPE)
+    found = nodules_from_residual(residual, None, FINDINGS[:1], 200.0).labelmap.voxels > 0
+    assert np.array_equal(found, residual.voxels > 0)
 
 
 def test_a_window_holds_its_ball_and_is_empty_outside_of_the_scan() -> None:
