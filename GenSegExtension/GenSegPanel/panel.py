@@ -106,7 +106,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def enter(self) -> None:
         """The user opens the panel, maybe after editing segments elsewhere."""
         self.initializeParameterNode()
-        self.review.measureEdited()
+        self.review.tellEdited()
 
     def exit(self) -> None:
         """The user goes to another module; a job goes on."""

@@ -76,6 +76,7 @@ class RunReview(VTKObservationMixin):
         """The user chose the run of ``node``: show it in the views too, whatever they show."""
         display.show_run(node)
         self.refresh()
+        self.tellEdited()
 
     def related(self, key: str) -> Any:
         """Another node of the run (``residual``, ``input``, ``nodules_table``), or None."""
@@ -141,28 +142,35 @@ class RunReview(VTKObservationMixin):
 
     # Table and Segment Editor
 
-    def measureEdited(self) -> None:
-        """Bring the table up to what the segments now are, when the user comes back from editing them."""
+    def measureEdited(self) -> str:
+        """Bring the table up to what the segments now are; a sentence for the user, if there is anything to say."""
         if self.node is None:
-            return
+            return ""
         self._updating = True
+        slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
         try:
             edited = measure_edited(self.node)
         except GenSegError as error:
-            self._tell(str(error))
-            return
+            return str(error)
         finally:
+            slicer.app.restoreOverrideCursor()
             self._updating = False
-        if edited:
-            names = ", ".join(self.node.GetSegmentation().GetSegment(segment).GetName() for segment in edited)
-            self._tell(_("Measured anew after editing: {names}.").format(names=names))
-            self.refresh()
+        if not edited:
+            return ""
+        self.refresh()
+        names = ", ".join(self.node.GetSegmentation().GetSegment(segment).GetName() for segment in edited)
+        return _("Measured anew after editing: {names}.").format(names=names)
+
+    def tellEdited(self) -> None:
+        """The user comes back, maybe from editing segments: measure those, and say so."""
+        if sentence := self.measureEdited():
+            self._tell(sentence)
 
     def copy(self) -> None:
         """Put the table on the clipboard, to be pasted into a report or a spreadsheet."""
-        self.measureEdited()
+        edited = self.measureEdited()
         slicer.app.clipboard().setText(findings.table_as_text(self.table(), self.node))
-        self._tell(_("The table is on the clipboard."))
+        self._tell(" ".join([_("The table is on the clipboard."), edited]).strip())
 
     def export(self) -> None:
         """Ask for a file and write the table to it as CSV."""
@@ -173,13 +181,13 @@ class RunReview(VTKObservationMixin):
 
     def exportTo(self, path: str) -> None:
         """Write the table to ``path`` as CSV, coordinates in RAS."""
-        self.measureEdited()
+        edited = self.measureEdited()
         try:
             written = findings.export_table(self.table(), self.node, path)
         except GenSegError as error:
             self._tell(str(error))
         else:
-            self._tell(_("The table was written to {path}.").format(path=written))
+            self._tell(" ".join([_("The table was written to {path}.").format(path=written), edited]).strip())
 
     def editInSegmentEditor(self) -> None:
         """Open the run's segmentation in the Segment Editor with its scan and the selected segment."""

@@ -156,7 +156,12 @@ def show_run(segmentation: Any) -> None:
 
 
 def hide_earlier_runs(segmentation: Any) -> None:
-    """Hide the segmentations of earlier runs of the same task on the same scan, which would lie under this one."""
+    """Hide the segmentations of earlier runs of the same task on the same scan, which would lie under this one.
+
+    A run that was shown single spots finds nothing else, and is looked at beside the others.
+    """
+    if runs.related(segmentation, "seed_points") is not None:
+        return
     scan, task = runs.related(segmentation, runs.INPUT), segmentation.GetAttribute(runs.TASK)
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
         if (node is not segmentation and node.GetAttribute(runs.RUN) is not None

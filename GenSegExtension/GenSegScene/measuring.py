@@ -2,63 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import vtk
 
-from GenSegLogic.volume import Volume
+from GenSegLogic.errors import GenSegError
+from GenSegLogic.volume import Volume, crop
 
 from . import runs
-from .segmentations import WRITTEN, mask_from_segment, segment_digests
-from .tables import SEGMENT_ID, column_names, fill_table, read_table, to_ras
+from .findings import status_of
+from .segmentations import WRITTEN, box_of_labels, mask_from_segment, segment_digests
+from .tables import SEGMENT_ID, STATUS, column_names, fill_table, read_table, to_ras
 from .volumes import volume_from_node
 
 MEASURED = "GenSeg.Measured"
-"""Segment tag: digest of the name and the voxels that the table tells of, where they are no longer those written."""
+"""Attribute of the table: segment -> digest of the name and the voxels that its row was measured on, and whether a
+person drew it; of a segment that is not in it, the row tells what was written. On the table and not on the segments,
+for the Segment Editor's undo brings a segment's tags back with its voxels."""
 
 
 def measure_edited(node: Any) -> list[str]:
     """Measure the segments of a run that are not as the table tells, and write it into the table.
 
-    What the model said of a finding (probability, confidence) and its status stay as they were; a segment that a person
-    drew besides gets a row without them.
+    What the model said of a finding (number, probability, confidence) stays as it was; a segment that a person drew
+    besides gets a row without probability and confidence.
 
     Args:
         node: segmentation node of the run.
 
     Returns:
-        Identifiers of the segments that were measured; none where the scan or the table of the run is gone.
+        Identifiers of the segments that were measured; none where the run has no table.
+
+    Raises:
+        GenSegError: the scan of the run is gone, or a segment cannot be brought to its grid.
     """
-    scan = runs.related(node, runs.INPUT)
     stem = next((stem for stem in _MEASURES if runs.related(node, f"{stem}_table") is not None), None)
-    if scan is None or stem is None:
+    if stem is None:
         return []
     table, segmentation = runs.related(node, f"{stem}_table"), node.GetSegmentation()
-    digests = segment_digests(node, segmentation.GetSegmentIDs())
-    edited = [segment_id for segment_id, digest in digests.items() if digest != _measured(node, segment_id)]
+    measured = json.loads(table.GetAttribute(MEASURED) or "{}")
+    rows = {row[SEGMENT_ID]: row for row in read_table(table)}
+    digests, written = segment_digests(node, segmentation.GetSegmentIDs()), _written(node)
+    # An identifier may have been that of a segment which was deleted: of one that a person drew, nothing of it stays.
+    drawn = {segment_id for segment_id in digests if segment_id not in written or segment_id not in rows}
+    known = {segment_id for segment_id in drawn if measured.get(segment_id, ["", False])[1]}
+    edited = [segment_id for segment_id, digest in digests.items() if segment_id in drawn - known
+              or digest != measured.get(segment_id, [written.get(segment_id)])[0]]
     if not edited:
         return []
-    image, columns = volume_from_node(scan), column_names(table)
-    rows = {row[SEGMENT_ID]: row for row in read_table(table)}
+    scan = runs.related(node, runs.INPUT)
+    if scan is None:
+        raise GenSegError(f"The scan of {node.GetName()} is no longer in the scene, so that what was edited cannot be "
+                          "measured anew.")
+    image, columns, done = volume_from_node(scan), column_names(table), []
     for segment_id in edited:
-        mask = mask_from_segment(node, segment_id, scan)
-        row = rows.get(segment_id) or {columns[0]: mask.name, SEGMENT_ID: segment_id}
-        rows[segment_id] = {**row, **to_ras(_MEASURES[stem](image, mask))}
-        segmentation.GetSegment(segment_id).SetTag(MEASURED, digests[segment_id])
+        mask, is_drawn = mask_from_segment(node, segment_id, scan), segment_id in drawn
+        if segment_id in drawn - known:
+            if not mask.voxels.any():
+                continue  # added, and nothing painted yet
+            rows[segment_id] = {columns[0]: _name(stem, mask, rows.values()), SEGMENT_ID: segment_id}
+        if is_drawn:
+            rows[segment_id][STATUS] = status_of(node, segment_id)
+        rows[segment_id] = {**rows[segment_id], **to_ras(_MEASURES[stem](image, mask))}
+        measured[segment_id] = [digests[segment_id], is_drawn]
+        done.append(segment_id)
     fill_table(table, list(rows.values()), columns)
-    return edited
+    table.SetAttribute(MEASURED, json.dumps(measured))
+    return done
 
 
-def _measured(node: Any, segment_id: str) -> str:
-    """The digest of the segment that the table tells of; empty for one that is in no table."""
-    segment = node.GetSegmentation().GetSegment(segment_id)
-    for name in (MEASURED, WRITTEN):
+def _name(stem: str, mask: Volume, rows: Iterable[Mapping[str, Any]]) -> int | str:
+    """What a table calls a segment that a person drew: nodules have numbers, organs names."""
+    if stem == "organs":
+        return mask.name
+    return 1 + max((row["nodule"] for row in rows if isinstance(row.get("nodule"), int)), default=0)
+
+
+def _written(node: Any) -> dict[str, str]:
+    """Digest of what GenSeg wrote, of every segment that it has written."""
+    digests = {}
+    for segment_id in node.GetSegmentation().GetSegmentIDs():
         text = vtk.reference("")
-        if segment.GetTag(name, text):
-            return str(text)
-    return ""
+        if node.GetSegmentation().GetSegment(segment_id).GetTag(WRITTEN, text):
+            digests[segment_id] = str(text)
+    return digests
 
 
 def _nodule(image: Volume, mask: Volume) -> Mapping[str, Any]:
@@ -70,7 +100,9 @@ def _nodule(image: Volume, mask: Volume) -> Mapping[str, Any]:
 def _organ(image: Volume, mask: Volume) -> Mapping[str, Any]:
     from GenSegLogic.organs.measure import measure_labels
 
-    return measure_labels(image, mask, [1])[0]
+    box = box_of_labels(mask) or (slice(0, 1),) * 3  # of a whole scan, this would take gigabytes
+    start, size = [part.start for part in reversed(box)], [part.stop - part.start for part in reversed(box)]
+    return measure_labels(crop(image, start, size), crop(mask, start, size), [1])[0]
 
 
 _MEASURES: Mapping[str, Callable[[Volume, Volume], Mapping[str, Any]]] = {"nodules": _nodule, "organs": _organ}

@@ -137,7 +137,10 @@ def mask_from_node(node: Any, like: Any) -> Volume:
 
 
 def lung_segments(node: Any) -> list[str]:
-    """Identifiers of the segments that are lungs or lobes of them by terminology, or have "lung" in their name."""
+    """Identifiers of the segments that are lungs or lobes of them by terminology, or have "lung" in their name.
+
+    Names of what lies in the lungs, such as "lung tumour", do not count.
+    """
     return [segment_id for segment_id in node.GetSegmentation().GetSegmentIDs()
             if _is_lung(node.GetSegmentation().GetSegment(segment_id))]
 

@@ -45,12 +45,12 @@ def table_to_node(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], nam
 def fill_table(node: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Replace the content of a table node. Numbers become number columns, so that they sort as numbers.
 
-    None among numbers is kept as "not a number", which :func:`read_table` turns back.
+    None, or nothing, among numbers is kept as "not a number", which :func:`read_table` turns back.
     """
     table = vtk.vtkTable()
     for column in columns:
         values = [row.get(column) for row in rows]
-        given = [value for value in values if value is not None]
+        given = [value for value in values if value not in (None, "")]
         numeric = bool(given) and all(isinstance(value, (int, float)) and not isinstance(value, bool)
                                       for value in given)
         whole = numeric and len(given) == len(values) and not any(isinstance(value, float) for value in given)
@@ -58,7 +58,7 @@ def fill_table(node: Any, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
         missing = math.nan if numeric else ""
         array.SetName(column)
         for value in values:
-            array.InsertNextValue(missing if value is None else value if numeric else str(value))
+            array.InsertNextValue(missing if value in (None, "") else value if numeric else str(value))
         table.AddColumn(array)
     modified = node.StartModify()
     node.SetLocked(True)

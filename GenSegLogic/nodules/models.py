@@ -52,8 +52,8 @@ class LatentFlow:
         return self._own_axes(self.autoencoder.decode(self._own_axes(latent / self.scale)).float())
 
     def decode_for_gradient(self, latent: Tensor) -> Tensor:
-        """:meth:`decode`, made anew block by block for the gradient: of all activations, the peak of the memory, only
-        those of one block are held at a time."""
+        """:meth:`decode`, made anew block by block for the gradient: of the activations, the memory's peak, only what
+        passes between the blocks is held, and the inside of one block at a time."""
         x = self._own_axes(latent / self.scale)
         for block in self.autoencoder.decoding_blocks():
             x = checkpoint(block, x, use_reentrant=False)

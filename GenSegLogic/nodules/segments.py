@@ -145,12 +145,12 @@ def without_tails(
     """A component (K, J, I) without the vessels that hang on it, and what it leans on.
 
     Ours: an opening by a ball that grows with the nodule. What is left is one inner part, deep under the surface where
-    the finding points, and what lies as near to it as the surface does.
+    the finding points, and what lies as near to it as the surface does, to a voxel along every axis.
     """
     steps = residual.spacing[::-1]
     depth = ndimage.distance_transform_edt(np.pad(component, 1), steps)[1:-1, 1:-1, 1:-1]
     deepest = np.argwhere(component)[np.argmax(depth[component] * nearness(component, residual, window, finding))]
     ball_mm = min(TAIL_SHARE * depth[tuple(deepest)], TAIL_MM)
     inner, _ = ndimage.label(depth >= ball_mm, np.ones((3, 3, 3)))
-    away = ndimage.distance_transform_edt(inner != inner[tuple(deepest)], steps)
-    return component & (away <= ball_mm + steps.max())
+    away = ndimage.distance_transform_edt(inner != inner[tuple(deepest)], steps / (ball_mm + steps))
+    return component & (away <= 1)

@@ -27,7 +27,7 @@ def measure(image: Volume, labels: Volume, confidence: Volume, organs: Sequence[
     with np.errstate(invalid="ignore", divide="ignore"):
         certain = ndimage.mean(confidence.voxels, labels.voxels, numbers)
     return [
-        {"organ": name, **row, "confidence": round(float(sure), 4) if row["volume_ml"] else None}
+        {"organ": name, **row, "confidence": round(float(sure), 4) if row["mean_intensity"] is not None else None}
         for name, row, sure in zip(organs, measure_labels(image, labels, numbers), certain, strict=True)
     ]
 

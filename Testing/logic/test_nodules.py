@@ -177,14 +177,16 @@ def slab(points: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("attached", [rod, slab])
-def test_what_hangs_on_a_nodule_is_left_out(orientation: str, attached: Callable) -> None:
-    ball, grid = soft_ball(FIRST, 5.0, 800, 0), (orientation, (0.8, 0.8, 0.8), (64, 64, 56))
+@pytest.mark.parametrize(("attached", "grid"), [
+    (rod, ((0.8, 0.8, 0.8), (64, 64, 56))), (slab, ((0.8, 0.8, 0.8), (64, 64, 56))),
+    (rod, ((0.8, 0.8, 4.0), (14, 64, 56)))], ids=["vessel", "wall", "vessel in thick slices"])
+def test_what_hangs_on_a_nodule_is_left_out(orientation: str, attached: Callable, grid: tuple) -> None:
+    ball, grid = soft_ball(FIRST, 5.0, 800, 0), (orientation, *grid)
     truth = draw(ball, *grid).voxels > RELATIVE_THRESHOLD * 800
     residual = draw(lambda points: np.maximum(ball(points), attached(points)), *grid)
     found = nodules_from_residual(residual, None, FINDINGS[:1], 200.0).labelmap.voxels > 0
     whole = component_at(residual.voxels > 200, residual, (slice(0, None),) * 3, FINDINGS[0])
-    assert whole is not None and whole.sum() > 1.2 * found.sum()
+    assert whole is not None and whole.sum() > 1.1 * found.sum()
     assert dice(found, truth) > 0.9
 
 

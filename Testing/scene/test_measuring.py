@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import slicer
 
+from GenSegLogic.errors import GenSegError
 from GenSegLogic.nodules.measure import COLUMNS, measure_voxels
 from GenSegLogic.organs.measure import measure
 from GenSegLogic.results import Code, Results, Segment, Segmentation
+from GenSegScene import findings
 from GenSegScene.measuring import measure_edited
 from GenSegScene.segmentations import mask_from_segment
-from GenSegScene.tables import read_table, to_ras
+from GenSegScene.tables import column_names, fill_table, read_table, to_ras
 from GenSegScene.volumes import volume_from_node
 from GenSegScene.writing import results_to_scene
 from slicer_stand_in.application import load_scene, save_scene
@@ -93,12 +95,68 @@ def test_a_saved_scene_still_knows_what_was_measured(measured, plain_chest, tmp_
     assert len(measure_edited(reopened)) == 1
 
 
-def test_without_its_scan_a_run_is_left_alone(measured, plain_chest):
+def test_a_drawn_segment_takes_nothing_from_a_deleted_one_of_its_identifier(measured, plain_chest):
+    nodes = measured(plain_chest)
+    node, table = nodes["nodules_segmentation"], nodes["nodules_table"]
+    segment = node.GetSegmentation().GetNthSegmentID(1)
+    paint(node, segment, plain_chest, np.s_[9:11, 12:17, 14:18])
+    for known in (False, True):  # the deleted one's row is as the task wrote it, or as it was measured after editing
+        if known:
+            assert measure_edited(node) == [segment]
+        node.GetSegmentation().RemoveSegment(segment)
+        assert node.GetSegmentation().AddEmptySegment(segment, "Mine") == segment
+        assert measure_edited(node) == []  # nothing was drawn yet
+        paint(node, segment, plain_chest, np.s_[8:10, 2:4, 2:4])
+        assert measure_edited(node) == [segment]
+        row = read_table(table)[1]
+        assert (row["probability"], row["volume_mm3"]) == (None, pytest.approx(6.7, abs=0.05))
+        findings.set_status(node, segment, findings.ACCEPTED)
+        paint(node, segment, plain_chest, np.s_[8:10, 2:5, 2:4])
+        assert measure_edited(node) == [segment]
+        again = read_table(table)[1]
+        assert (again["nodule"], again["status"]) == (row["nodule"], "accepted") and again["volume_mm3"] > 10
+        node.GetSegmentation().RemoveSegment(segment)
+        nodes = measured(plain_chest)
+        node, table = nodes["nodules_segmentation"], nodes["nodules_table"]
+        segment = node.GetSegmentation().GetNthSegmentID(1)
+        paint(node, segment, plain_chest, np.s_[9:11, 12:17, 14:18])
+
+
+def test_undoing_an_edit_is_measured_too(measured, plain_chest):
+    nodes = measured(plain_chest)
+    node, table = nodes["nodules_segmentation"], nodes["nodules_table"]
+    before, segment = read_table(table), node.GetSegmentation().GetNthSegmentID(0)
+    kept = slicer.vtkSegment()
+    kept.DeepCopy(node.GetSegmentation().GetSegment(segment))
+    paint(node, segment, plain_chest, np.s_[2:6, 4:8, 5:12])
+    assert measure_edited(node) == [segment] and read_table(table) != before
+    node.GetSegmentation().GetSegment(segment).DeepCopy(kept)  # voxels and tags, as the Segment Editor's undo does
+    assert measure_edited(node) == [segment]
+    assert read_table(table) == before
+
+
+def test_a_first_drawn_finding_of_an_empty_run_has_numbers(measured, plain_chest):
+    nodes = measured(plain_chest)
+    node, table = nodes["nodules_segmentation"], nodes["nodules_table"]
+    for segment in list(node.GetSegmentation().GetSegmentIDs()):
+        node.GetSegmentation().RemoveSegment(segment)
+    fill_table(table, [], column_names(table))
+    for number, box in enumerate((np.s_[8:10, 2:4, 2:4], np.s_[2:4, 2:4, 2:4]), start=1):
+        paint(node, node.GetSegmentation().AddEmptySegment(), plain_chest, box)
+        assert len(measure_edited(node)) == 1
+        assert [row["nodule"] for row in read_table(table)] == list(range(1, number + 1))
+    assert all(isinstance(row["volume_mm3"], float) for row in read_table(table))
+
+
+def test_without_its_scan_nothing_can_be_measured_and_it_is_said(measured, plain_chest):
     nodes = measured(plain_chest)
     node = nodes["nodules_segmentation"]
     paint(node, node.GetSegmentation().GetNthSegmentID(0), plain_chest, np.s_[2:6, 4:8, 5:12])
+    before = read_table(nodes["nodules_table"])
     slicer.mrmlScene.RemoveNode(plain_chest)
-    assert measure_edited(node) == []
+    with pytest.raises(GenSegError, match="scan of Chest nodules is no longer"):
+        measure_edited(node)
+    assert read_table(nodes["nodules_table"]) == before
 
 
 def test_an_edited_organ_keeps_its_confidence(plain_chest):

@@ -211,6 +211,8 @@ def test_outlines_of_earlier_runs_of_the_task_on_the_same_scan_are_hidden(plain_
     organs = results_to_scene(results, plain_chest)["nodules_segmentation"]
     results.provenance["task"] = "nodules"
     results_to_scene(results, plain_chest, show=False)
+    spots = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Spots")
+    results_to_scene(results, plain_chest, inputs={"seed_points": spots})
     assert first.GetDisplayVisibility()
     second = results_to_scene(results, plain_chest)["nodules_segmentation"]
     shown = [node.GetDisplayVisibility() for node in (first, second, other, organs, own)]
