@@ -74,12 +74,14 @@ def nodules_from_residual(
         above |= halo(values, above, residual.spacing, threshold_hu)
         if lungs is not None:
             above &= lungs.voxels[window] > 0
-        free = labels[window] == 0
-        component = component_at(above & free, residual, window, finding)
+        component = component_at(above, residual, window, finding)
         if component is None:
             continue
         component = without_tails(component, residual, window, finding)
-        labels[window][component & free] = number  # a filled hole may hold another finding
+        free = labels[window] == 0  # a filled hole may hold another finding
+        if free[component].mean() < 0.5:
+            continue  # it is another finding's
+        labels[window][component & free] = number
         color = COLORS[(number - 1) % len(COLORS)]
         segments.append(Segment(number, f"Nodule {number}", color, CATEGORY, TYPE, REGION))
     return Segmentation(residual.with_voxels(labels, "nodules"), tuple(segments))
