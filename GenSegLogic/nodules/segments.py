@@ -61,7 +61,8 @@ def nodules_from_residual(
     Args:
         residual: HU that nodules add, on the input's grid, as ``residual.nrrd`` holds it.
         lungs: mask on the same grid, or None.
-        findings: in the order of the segments; a finding without any voxel above the threshold has no segment.
+        findings: in the order of the segments; a finding without any voxel above the threshold has no segment, and none
+            that points at the nodule of one before it.
         threshold_hu: absolute, in HU.
         relative: part of the peak within PEAK_REACH_MM that a voxel needs besides.
     """
