@@ -1,21 +1,26 @@
 """Reading DICOM: one series out of a folder of slices, or one multi-frame file. Pixels are decoded by SimpleITK (GDCM).
 
-The grid is made here from the position and orientation of every slice, since ITK's series reader trusts the first two.
+The grid is made here from the position and orientation of every slice or frame, since ITK's series reader trusts the
+first two, and its reader of multi-frame files the first.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import GenSegError
+from .dicom_elements import INTERCEPT, ORIENTATION, PIXEL_SPACING, POSITION, SLOPE, DicomElements, read_elements
 from .grid import SHEAR_LIMIT, Volume, scale_problem, shear
+from .names import check_name, printable
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -34,10 +39,25 @@ _IMAGE_CLASSES = re.compile(
 )
 """A file's SOP class (0002,0002) where it is CT, MR or PET, classic or enhanced."""
 
+_UNREADABLE = {
+    "1.2.840.10008.1.2.4.10": "MPEG video",
+    "1.2.840.10008.1.2.4.11": "JPEG XL",
+    "1.2.840.10008.1.2.4.20": "High-Throughput JPEG 2000",
+}
+"""Compressions that GDCM does not know, by the beginning of their transfer syntaxes."""
+
+_TRUNCATED = "is truncated or damaged; copy the series again"
+
 
 @dataclass(frozen=True)
 class _Slice:
-    """The header of one file: a slice, or several frames."""
+    """The header of one file: a slice, or several frames.
+
+    Attributes:
+        places: affines (frames, 4, 4) of single slices: ijk -> LPS mm, of which k has no length of its own.
+        rescaled: whether it says what its numbers mean, in HU if it is a CT.
+        problem: why it cannot be a part of a volume, and what to do, for a message after its name; "" if it can.
+    """
 
     path: Path
     series: str
@@ -48,13 +68,9 @@ class _Slice:
     size: tuple[int, int, int]
     components: int
     pixel_type: int
-    affine: np.ndarray
-    placed: bool
-
-    @property
-    def grid(self) -> tuple:
-        """What all slices of a stack share: in-plane size and axes."""
-        return self.size[:2], self.affine[:3, :2]
+    places: np.ndarray
+    rescaled: bool
+    problem: str
 
 
 def read_dicom_folder(folder: Path, series: str | int | None = None) -> Volume:
@@ -62,7 +78,7 @@ def read_dicom_folder(folder: Path, series: str | int | None = None) -> Volume:
 
     Args:
         folder: where the slices lie; other files are passed over.
-        series: UID or series number; None takes the series with the most voxels.
+        series: UID or series number; None takes the CT, MR or PET series with the most voxels, or else the largest.
 
     Raises:
         GenSegError: if there is no such series, or it is not one straight, even stack of scalar slices.
@@ -90,10 +106,10 @@ def read_dicom_folder(folder: Path, series: str | int | None = None) -> Volume:
             raise GenSegError(f"{folder} holds {how_many} {wanted!r}; choose one of: {_list(groups)}.")
         uid = chosen[0]
     else:
-        uid = max(sorted(groups), key=lambda uid: sum(int(np.prod(header.size)) for header in groups[uid]))
+        uid = max(sorted(groups), key=lambda uid: _rank(groups[uid]))
         if len(groups) > 1:
             repairs.append(
-                f"{folder} holds {len(groups)} series; the largest was taken, {_label(groups[uid])}; "
+                f"{folder} holds {len(groups)} series; the largest scan was taken, {_label(groups[uid])}; "
                 "choose another by its number or UID."
             )
     where = str(folder) if len(groups) == 1 else f"{folder}, series {uid or 'without UID'},"
@@ -101,10 +117,15 @@ def read_dicom_folder(folder: Path, series: str | int | None = None) -> Volume:
     if damaged := [path for path in others if _may_be_a_slice(path, extensions)]:
         rest = f" and {len(damaged) - 1} more in {folder}" if len(damaged) > 1 else ""
         repairs.append(
-            f"{damaged[0]}{rest} cannot be read and may be damaged slices: what was read lacks them; copy the series "
-            "again."
+            f"{printable(damaged[0])}{rest} cannot be read and may be damaged slices: what was read lacks them; "
+            "copy the series again."
         )
-    volume = _read_stack(where, groups[uid], repairs)
+    try:
+        volume = _read_stack(where, groups[uid], repairs)
+    except GenSegError as error:
+        if len(groups) == 1:
+            raise
+        raise GenSegError(f"{str(error).removesuffix('.')} ({folder} holds {_list(groups)}).") from error
     return Volume(volume.voxels, volume.affine, folder.name or str(folder), volume.metadata)
 
 
@@ -112,7 +133,7 @@ def read_dicom_file(path: Path) -> Volume:
     """Read one multi-frame DICOM file.
 
     Raises:
-        GenSegError: for a single slice, a DICOM segmentation, or frames without a position.
+        GenSegError: for a single slice, a DICOM segmentation, or frames that are not one straight, even stack.
     """
     header = _read_header(path)
     if header is None:
@@ -143,7 +164,7 @@ def read_dicom_slices(paths: Sequence[Path], name: str) -> tuple[Volume, list[Pa
         bad = next((path for path, header in zip(paths, headers, strict=True) if header is None), "no file")
         raise GenSegError(f"{name}: {bad} is not a DICOM image; copy the series again.")
     volume = _read_stack(name, slices, [])
-    slices.sort(key=lambda header: volume.to_indices(header.affine[:3, 3])[2])
+    slices.sort(key=lambda header: volume.to_indices(header.places[0, :3, 3])[2])
     return volume, [header.path for header in slices]
 
 
@@ -158,68 +179,67 @@ def _read_stack(where: str, slices: list[_Slice], repairs: list[str]) -> Volume:
     if len(unique) < len(slices):
         repairs.append(f"{where} holds {len(slices) - len(unique)} copies of slices; they were left out.")
         slices = unique
-    if not all(header.placed for header in slices):
-        raise GenSegError(f"{where} does not say where its slices lie in the patient; export the original series.")
-    if any(header.size[2] > 1 for header in slices):
-        if len(slices) > 1:
-            raise GenSegError(f"{where} holds {len(slices)} multi-frame files in one series; give one of the files.")
-        affine = first.affine
-    else:
-        slices, affine = _stack(where, slices)
-    if min(*first.size[:2], sum(header.size[2] for header in slices)) < 2:
+    if problem := next((f"{header.path} {header.problem}" for header in slices if header.problem), ""):
+        raise GenSegError(f"{problem}.")
+    order, affine = _stack(where, slices)
+    shape = (len(order), first.size[1], first.size[0])
+    if min(shape) < 2:
         raise GenSegError(f"{where} holds a single slice, but must hold a volume; choose another series.")
-    if problem := scale_problem(affine):
+    if problem := scale_problem(affine, shape):
         raise GenSegError(f"{where} {problem}; export it again.")
     if shear(affine) > SHEAR_LIMIT:
         raise GenSegError(f"{where} has image axes that are not at right angles; export the original series.")
 
-    voxels: np.ndarray | None = None
-    k = 0
+    voxels = np.empty(shape, _common_type(slices))
+    rank = np.argsort(order)  # of every frame, in the stack
     for header in slices:
         reader = _reader(header.path)
         try:
             image = reader.Execute()
         except RuntimeError as error:
-            raise GenSegError(f"{header.path} is truncated or damaged; copy the series again.") from error
-        pixels = SimpleITK.GetArrayViewFromImage(image)
-        if voxels is None:
-            voxels = np.empty((sum(header.size[2] for header in slices), *pixels.shape[1:]), _common_type(slices))
-        voxels[k : k + len(pixels)] = pixels
-        k += len(pixels)
-    assert voxels is not None  # there is at least one slice
+            raise GenSegError(f"{header.path} {_TRUNCATED}.") from error
+        frames, rank = np.split(rank, [header.size[2]])
+        voxels[frames] = SimpleITK.GetArrayViewFromImage(image)
+    if first.modality == "CT" and not all(header.rescaled for header in slices) and voxels.min() >= 0:
+        repairs.append(
+            f"{where} is a CT that does not say how its numbers become HU (no RescaleSlope) and has none below 0, "
+            "so they may not be HU; export the original series."
+        )
     metadata: dict[str, Any] = {"repairs": repairs, "series": first.series}
     if first.modality:
         metadata["modality"] = first.modality
     return Volume(voxels, affine, Path(where).name, metadata)
 
 
-def _stack(where: str, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.ndarray]:
-    """Single slices sorted along their normal, and the affine of the stack."""
-    first = slices[0]
-    in_plane = first.affine[:3, :2]
-    for header in slices:
-        if header.size != first.size or not np.allclose(header.affine[:3, :2], in_plane, rtol=0, atol=1e-3):
-            raise GenSegError(
-                f"{where} mixes images of different orientation or size in one series; "
-                "keep the slices of one stack in the folder."
-            )
+def _stack(where: str, slices: Sequence[_Slice]) -> tuple[np.ndarray, np.ndarray]:
+    """The order of all slices and frames along their normal, as indices, and the affine of the stack."""
+    places = np.concatenate([header.places for header in slices])
+    multi_frame = len(places) > len(slices)
+    keep = "export its frames as single slices and keep" if multi_frame else "keep"
+    in_plane = places[0, :3, :2]
+    same_axes = np.allclose(places[:, :3, :2], in_plane, rtol=0, atol=1e-3)
+    if not same_axes or any(header.size[:2] != slices[0].size[:2] for header in slices):
+        raise GenSegError(
+            f"{where} mixes images of different orientation or size in one series; "
+            f"{keep} those of one stack in the folder."
+        )
     normal = np.cross(in_plane[:, 0], in_plane[:, 1])
     normal /= np.linalg.norm(normal)
-    origins = np.array([header.affine[:3, 3] for header in slices])
+    origins = places[:, :3, 3]
     order = np.argsort(origins @ normal, kind="stable")
-    slices, origins = [slices[index] for index in order], origins[order]
-    if len(slices) < 2:
+    origins = origins[order]
+    if len(places) < 2:
         raise GenSegError(f"{where} holds a single slice, but must hold a volume; choose another series.")
 
     heights = origins @ normal
-    places, repeats = np.unique(np.round(heights, 3), return_counts=True)
-    if len(places) < len(heights):
+    levels, repeats = np.unique(np.round(heights, 3), return_counts=True)
+    if len(levels) < len(heights):
         detail = (
             f"4D, {repeats[0]} images at every position"
-            if len(places) > 1 and (repeats == repeats[0]).all()
+            if len(levels) > 1 and (repeats == repeats[0]).all()
             else "several images at one position"
         )
-        raise GenSegError(f"{where} is not one volume ({detail}); keep one image for each position in the folder.")
+        raise GenSegError(f"{where} is not one volume ({detail}); {keep} one image for each position in the folder.")
     step = (heights[-1] - heights[0]) / (len(heights) - 1)
     even = heights[0] + step * np.arange(len(heights))
     gaps = np.diff(heights)
@@ -239,7 +259,7 @@ def _stack(where: str, slices: Sequence[_Slice]) -> tuple[list[_Slice], np.ndarr
     affine[:3, :2] = in_plane
     affine[:3, 2] = normal * step
     affine[:3, 3] = origins[0]
-    return slices, affine
+    return order, affine
 
 
 def _reader(path: Path) -> SimpleITK.ImageFileReader:
@@ -257,13 +277,24 @@ def _read_header(path: Path) -> _Slice | None:
     Raises:
         GenSegError: if the file is a CT, MR or PET image that cannot be read; a stack without it would be too short.
     """
+    with path.open("rb") as file:
+        start = file.read(1024)
+    is_scan = start[128:132] == b"DICM" and _IMAGE_CLASSES.search(start)
+    if printable(path) != str(path):
+        if is_scan:
+            check_name(path)
+        return None
+    elements = read_elements(path)
+    for syntax, compression in _UNREADABLE.items():  # GDCM would try, and print its own lines
+        if elements.syntax.startswith(syntax):
+            if is_scan:
+                raise GenSegError(f"{path} is compressed as {compression}; export it uncompressed or as JPEG 2000.")
+            return None
     reader = _reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        with path.open("rb") as file:
-            start = file.read(1024)
-        if start[128:132] == b"DICM" and _IMAGE_CLASSES.search(start):
+        if is_scan:
             raise GenSegError(f"{path} is a truncated or damaged DICOM image; copy the series again.") from error
         return None
 
@@ -272,15 +303,19 @@ def _read_header(path: Path) -> _Slice | None:
         return value.strip(" \0").encode("utf-8", "replace").decode()
 
     size = (*reader.GetSize(), 1, 1)[:3]
-    affine = np.eye(4)
-    if len(reader.GetSize()) == 3:
-        direction = np.reshape(reader.GetDirection(), (3, 3))
-        affine[:3, :3] = direction * reader.GetSpacing()
-        affine[:3, 3] = reader.GetOrigin()
-    # Frames carry their positions in sequences that SimpleITK does not show: GDCM's defaults mean that it found none.
-    placed = _is_placed(field("0020|0032"), field("0020|0037"))
-    if size[2] > 1 and not placed:
-        placed = not np.array_equal(affine, np.diag(np.diag(affine)))
+    places, problem = np.empty((0, 4, 4)), ""
+    try:
+        if size[2] > 1:
+            places = _frame_places(elements, size[2])
+        else:
+            places = _slice_place(field("0020|0032"), field("0020|0037"), field("0028|0030"))[None]
+    except ValueError as error:
+        problem = str(error)
+    bits = field("0028|0100")
+    if bits.isdecimal() and elements.voxel_bytes is not None and 8 * elements.voxel_bytes < math.prod(size) * int(bits):
+        problem = _TRUNCATED  # where the voxels end, GDCM goes on with what the memory held
+    elif field("0028|0004") == "MONOCHROME1":  # GDCM turns the numbers round, before it rescales them
+        problem = "shows low values bright (MONOCHROME1), which GenSeg does not read; export it as MONOCHROME2"
     return _Slice(
         path=path,
         series=field("0020|000e"),
@@ -291,9 +326,55 @@ def _read_header(path: Path) -> _Slice | None:
         size=size,
         components=reader.GetNumberOfComponents(),
         pixel_type=reader.GetPixelID(),
-        affine=affine,
-        placed=placed,
+        places=places,
+        rescaled=bool(field("0028|1053") or elements.of_frames[SLOPE]),
+        problem=problem,
     )
+
+
+def _slice_place(position: str, orientation: str, pixel_spacing: str) -> np.ndarray:
+    """The affine (4, 4) of a slice from ImagePositionPatient, ImageOrientationPatient and PixelSpacing.
+
+    GDCM reads what is missing or no number as an axial slice at the origin with pixels of 1 mm.
+
+    Raises:
+        ValueError: if they are not three numbers, two unit vectors at right angles and two lengths.
+    """
+    place, axes, spacing = _numbers(position, 3), _numbers(orientation, 6).reshape(2, 3), _numbers(pixel_spacing, 2)
+    if not (np.isfinite(place).all() and np.abs(axes @ axes.T - np.eye(2)).max() < AXES_TOLERANCE):
+        raise ValueError("does not say where its slices lie in the patient; export the original series")
+    if not (spacing > 0).all():
+        raise ValueError("does not say how large its pixels are (PixelSpacing); export the original series")
+    affine = np.eye(4)
+    affine[:3, :2] = axes.T * spacing[::-1]  # the distance of rows comes first, which is along j
+    affine[:3, 3] = place
+    return affine
+
+
+def _frame_places(elements: DicomElements, count: int) -> np.ndarray:
+    """The affines (count, 4, 4) of the frames of one file.
+
+    Raises:
+        ValueError: if one of them has none, or the frames are rescaled differently, of which GDCM takes the first.
+    """
+    of_frames = elements.of_frames
+    positions, orientations, spacings = of_frames[POSITION], of_frames[ORIENTATION], of_frames[PIXEL_SPACING]
+    if len(positions) != count or not {len(orientations), len(spacings)} <= {1, count}:
+        raise ValueError("does not say where its slices lie in the patient, frame by frame; export it as single slices")
+    for texts in (of_frames[SLOPE], of_frames[INTERCEPT]):
+        if len(texts) not in (0, 1, count) or len(np.unique(_numbers("\\".join(texts), len(texts)))) > 1:
+            raise ValueError("rescales its frames differently; export it as single slices")
+    places = zip(positions, cycle(orientations), cycle(spacings), strict=False)  # cycle: one may be for all
+    return np.array([_slice_place(*place) for place in places])
+
+
+def _numbers(text: str, count: int) -> np.ndarray:
+    """The finite numbers in a text of DICOM; all NaN if they are not so many."""
+    try:
+        numbers = np.array([float(word) for word in text.split("\\")])
+    except ValueError:
+        numbers = np.empty(0)
+    return numbers if numbers.shape == (count,) and np.isfinite(numbers).all() else np.full(count, np.nan)
 
 
 def _may_be_a_slice(path: Path, extensions: set[str]) -> bool:
@@ -310,20 +391,6 @@ def _may_be_a_slice(path: Path, extensions: set[str]) -> bool:
     return not start.strip(b"\0") or path.suffix.lower() in extensions
 
 
-def _is_placed(position: str, orientation: str) -> bool:
-    """Whether the texts of ImagePositionPatient and ImageOrientationPatient are three numbers and two unit vectors at
-    right angles: GDCM reads anything else as an axial slice at the origin."""
-    try:
-        place = np.array([float(word) for word in position.split("\\")])
-        axes = np.array([float(word) for word in orientation.split("\\")])
-    except ValueError:
-        return False
-    if place.shape != (3,) or axes.shape != (6,) or not np.isfinite([*place, *axes]).all():
-        return False
-    products = axes.reshape(2, 3) @ axes.reshape(2, 3).T
-    return bool(np.abs(products - np.eye(2)).max() < AXES_TOLERANCE)
-
-
 def _common_type(slices: Sequence[_Slice]) -> np.dtype:
     """The smallest data type that holds the pixels of all slices (their rescale slopes may differ)."""
     import SimpleITK
@@ -331,6 +398,12 @@ def _common_type(slices: Sequence[_Slice]) -> np.dtype:
     types = {header.pixel_type for header in slices}
     samples = (SimpleITK.GetArrayFromImage(SimpleITK.Image(1, 1, pixel_type)) for pixel_type in types)
     return np.result_type(*samples)
+
+
+def _rank(slices: Sequence[_Slice]) -> tuple[bool, int]:
+    """By which the series to read is chosen: a scan before pictures and doses, then the number of voxels."""
+    scan = all(header.modality in ("CT", "MR", "PT") and header.components == 1 for header in slices)
+    return scan, sum(math.prod(header.size) for header in slices)
 
 
 def _label(slices: Sequence[_Slice]) -> str:

@@ -5,6 +5,7 @@ Reading repairs only what cannot change a result's place or size, and says so; e
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -19,8 +20,9 @@ from ..errors import GenSegError
 from .dicom import read_dicom_file, read_dicom_folder
 from .grid import SHEAR_LIMIT, Volume, scale_problem, shear, to_image
 from .meta_image import check_meta_image
+from .names import check_name
 from .nifti import check_nifti_grid, check_nifti_voxels, read_nifti_header
-from .nrrd import check_nrrd_axes, check_nrrd_voxels, read_nrrd_header
+from .nrrd import check_nrrd_axes, check_nrrd_size, check_nrrd_voxels, read_nrrd_header
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -55,11 +57,12 @@ def read_volume(
 
     Raises:
         GenSegError: naming the file, if it is missing, unreadable, truncated, or not one straight grid of scalars:
-            sheared, 2D, 4D, RGB, complex, all NaN, an uneven, tilted or mixed DICOM series.
+            sheared, 2D, 4D, RGB, complex, all NaN, an uneven, tilted or mixed DICOM series; or its name is not UTF-8.
     """
     import SimpleITK
 
     path = Path(path)
+    check_name(path)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of ITK's warnings is checked here
     try:
         if path.is_dir():
@@ -91,11 +94,12 @@ def write_volume(volume: Volume, path: str | os.PathLike[str], header: Mapping[s
             to 79 bytes.
 
     Raises:
-        GenSegError: naming the file, if the extension is unknown or it cannot be written.
+        GenSegError: naming the file, if the extension is unknown, the name not UTF-8, or it cannot be written.
     """
     import SimpleITK
 
     path = Path(path)
+    check_name(path)
     if not path.name.lower().endswith(EXTENSIONS):
         raise GenSegError(f"{path} has an extension that cannot be written; use one of {', '.join(EXTENSIONS)}.")
     image = to_image(volume)
@@ -147,8 +151,7 @@ def _read_file(path: Path, layer: int | None) -> Volume:
     if kind not in ("NrrdImageIO", "NiftiImageIO", "MetaImageIO"):
         raise GenSegError(f"{path} is not a format that GenSeg reads; convert it to NRRD, NIfTI or MetaImage.")
     reader.SetImageIO(kind)
-    if kind == "MetaImageIO":
-        check_meta_image(path)
+    repairs = check_meta_image(path) if kind == "MetaImageIO" else []
     nifti = read_nifti_header(path) if kind == "NiftiImageIO" else None
     nrrd = read_nrrd_header(path) if kind == "NrrdImageIO" else None
     reader.ReadImageInformation()
@@ -176,16 +179,17 @@ def _read_file(path: Path, layer: int | None) -> Volume:
             "convert it to a scalar volume."
         )
     if nrrd is not None:
-        check_nrrd_axes(path, nrrd)
+        repairs += check_nrrd_axes(path, nrrd)
+        voxel_bytes = SimpleITK.Image(1, 1, pixel_type).GetSizeOfPixelComponent() * reader.GetNumberOfComponents()
+        check_nrrd_size(path, nrrd, math.prod(size) * voxel_bytes)
     # From the header, since ITK would straighten or refuse in its own words when it reads the voxels.
     affine = _affine(reader, len(reader.GetSize()))
-    if problem := scale_problem(affine):
+    if problem := scale_problem(affine, size[::-1]):
         raise GenSegError(f"{path} {problem}; correct its header.")
     if shear(affine) > SHEAR_LIMIT:
         raise GenSegError(
             f"{path} has a sheared grid (its axes are not at right angles); resample it to a straight one."
         )
-    repairs = []
     bad = None
     if nifti is not None:
         repairs += check_nifti_grid(path, nifti, affine, tuple(size[::-1]))
@@ -264,6 +268,8 @@ def _repair_voxels(volume: Volume, path: Path) -> Volume:
         del bad
     padding = _ct_padding(voxels, volume.metadata.get("modality"))
     if padding is not None:
+        if voxels.max() <= CT_AIR_HU:
+            raise GenSegError(f"{path} holds nothing but padding, at most {voxels.max():g} HU; export it again.")
         np.maximum(voxels, CT_AIR_HU, out=voxels)
         repairs.append(f"{path} is padded with {padding:g} outside of the scan; this was read as air, {CT_AIR_HU} HU.")
     return Volume(voxels, volume.affine, volume.name, {**volume.metadata, "repairs": repairs})

@@ -17,6 +17,8 @@ SHEAR_LIMIT = 1e-3
 
 VOXEL_MM = (0.01, 100.0)
 """Voxel sizes that a medical scan may have; others are metres or micrometres that were written as mm."""
+LARGEST_MM = 3000.0
+"""No scan is longer; resampling one that says so, to voxels of a usual size, would not end."""
 FARTHEST_MM = 1e6
 """How far from the patient's origin a scan may lie."""
 
@@ -222,7 +224,7 @@ def geometry(affine: np.ndarray) -> tuple[list[float], list[float], list[float]]
     return np.asarray(affine, float)[:3, 3].tolist(), spacing.tolist(), direction.ravel().tolist()
 
 
-def scale_problem(affine: np.ndarray) -> str:
+def scale_problem(affine: np.ndarray, shape_kji: Sequence[int]) -> str:
     """What is wrong with the size and place of a grid (affine 4x4, ijk -> LPS mm) that a file gives; "" if nothing."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (spacing == 0).any():
@@ -230,6 +232,10 @@ def scale_problem(affine: np.ndarray) -> str:
     if spacing.min() < VOXEL_MM[0] or spacing.max() > VOXEL_MM[1]:
         size = " x ".join(f"{mm:.4g}" for mm in spacing)
         return f"gives voxels of {size} mm, but they must measure from {VOXEL_MM[0]:g} to {VOXEL_MM[1]:g} mm"
+    extent = spacing * shape_kji[::-1]
+    if extent.max() > LARGEST_MM:
+        size = " x ".join(f"{mm:.4g}" for mm in extent)
+        return f"gives an extent of {size} mm, but no scan is longer than {LARGEST_MM:g} mm, so its voxel size is wrong"
     if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
         return "gives a position of more than a kilometre from the patient"
     return ""

@@ -17,8 +17,11 @@ _ELEMENT_BYTES = {
 """Bytes of MetaImage's element types; MetaIO keeps 4 bytes for a long on every machine."""
 
 
-def check_meta_image(path: Path) -> None:
+def check_meta_image(path: Path) -> list[str]:
     """Check that a MetaImage's header makes sense and its voxels are all there.
+
+    Returns:
+        sentences for the user about what is doubtful.
 
     Raises:
         GenSegError: naming what is missing or wrong.
@@ -39,6 +42,11 @@ def check_meta_image(path: Path) -> None:
     element = _ELEMENT_BYTES.get(fields["ElementType"].upper().removeprefix("MET_").removesuffix("_ARRAY"))
     if element is None or min(*sizes, *channels) < 1:
         raise GenSegError(f"{path} has a damaged MetaImage header (its size or type makes no sense); copy it again.")
+    if fields.get("BinaryData", "").lower() == "false":
+        raise GenSegError(f"{path} keeps its voxels as text; convert it to one NRRD or MetaImage file of numbers.")
+    unit = fields.get("DistanceUnits", "?").lower()
+    if unit not in ("?", "mm"):
+        raise GenSegError(f"{path} gives its voxel size in {unit}, but must give it in mm; convert its header.")
     needed = math.prod(int(count) for count in [*sizes, *channels]) * element
 
     data = fields["ElementDataFile"]
@@ -48,7 +56,8 @@ def check_meta_image(path: Path) -> None:
     data_path = path if local else path.parent / data
     if not data_path.is_file():
         raise GenSegError(f"{path} needs its voxel file {data}, which is not beside it; copy both into one folder.")
-    start = header_bytes if local else 0
+    skipped = (_numbers(path, fields, "HeaderSize", 1) or [0])[0]  # -1: the voxels end with the file
+    start = int(skipped) if skipped > 0 else header_bytes if local else 0
     available = data_path.stat().st_size - start
     if fields.get("CompressedData", "").lower() == "true":
         packed = _numbers(path, fields, "CompressedDataSize", 1) or [available]
@@ -57,6 +66,9 @@ def check_meta_image(path: Path) -> None:
         complete = available >= needed
     if not complete:
         raise GenSegError(f"{path} is truncated or damaged: its voxels are not all there; copy it again.")
+    if "ElementSpacing" not in fields and "ElementSize" not in fields:
+        return [f"{path} does not say how large its voxels are; 1 mm was taken, a guess."]
+    return []
 
 
 def _read_header(path: Path) -> tuple[dict[str, str], int]:

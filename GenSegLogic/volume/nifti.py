@@ -67,6 +67,8 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     datatype = struct.unpack_from(order + "h", header, 70)[0]
     offset = struct.unpack_from(order + "f", header, 108)[0]
     size = dim[1 : 1 + dim[0]]
+    if header[344:347] == b"n+1" and offset < 352:  # ITK would read the header's last bytes as voxels
+        raise GenSegError(f"{path} says that its voxels begin inside its header (vox_offset {offset:g}); correct it.")
     if not 1 <= dim[0] <= 7 or min(size) < 1 or datatype not in _DATATYPE_BYTES or not 0 <= offset < 2**31:
         raise GenSegError(f"{path} has a damaged header (its size or data type makes no sense); copy it again.")
     pixdim = np.array(struct.unpack_from(order + "8f", header, 76))
@@ -155,16 +157,19 @@ def check_nifti_voxels(path: Path, header: NiftiHeader) -> np.ndarray | None:
         try:
             with gzip.open(header.data_path) if packed else header.data_path.open("rb") as file:
                 file.read(header.offset)
-                while block := file.read(2**20):
+                while block := file.read(min(2**20, needed - done)):
                     if item:
-                        count = max(0, min(len(block), needed - done)) // item
-                        finite = np.isfinite(np.frombuffer(block, f"{header.byte_order}f{item}", count))
+                        finite = np.isfinite(np.frombuffer(block, f"{header.byte_order}f{item}", len(block) // item))
                         if not finite.all():
                             marks[done // item] = ~finite
                     done += len(block)
-            complete = done >= needed
-        except (EOFError, zlib.error, gzip.BadGzipFile):
+                complete = done == needed
+                while file.read(2**20):  # to the checksum
+                    pass
+        except (EOFError, zlib.error):
             complete = False
+        except gzip.BadGzipFile as error:  # behind the stream there may be anything, as for ITK
+            complete = complete and str(error).startswith("Not a gzipped file")
     if not complete:
         raise GenSegError(f"{path} is truncated or damaged: its voxels are not all there; copy it again.")
     if not marks:

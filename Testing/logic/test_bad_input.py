@@ -14,6 +14,7 @@ import pytest
 import SimpleITK
 
 from GenSegLogic.errors import GenSegError
+from GenSegLogic.organs.diffusam.canonical import CanonicalGrid
 from GenSegLogic.volume import Volume, read_volume, write_volume
 
 REAL_DATA = Path(__file__).parents[3] / "shared/realdata"
@@ -175,6 +176,12 @@ def test_voxels_that_are_not_numbers(tmp_path: Path, extension: str) -> None:
     refuse(tmp_path / f"all{extension}", "NaN")
 
 
+def test_a_scan_of_one_grey_value_is_named(tmp_path: Path) -> None:
+    write_volume(Volume(np.zeros((8, 20, 30), np.int16), np.diag([2.0, 2, 2, 1])), tmp_path / "flat.nrrd")
+    with pytest.raises(GenSegError, match=r"flat\.nrrd holds nothing but one grey value"):
+        CanonicalGrid(size=16).apply(read_volume(tmp_path / "flat.nrrd"))
+
+
 def test_sheared_and_degenerate_grids(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = bytes(240)
     nrrd(tmp_path / "shear.nrrd", STRAIGHT + "space directions: (1,0,0) (0.3,1,0) (0,0,2)\n", data)
@@ -199,6 +206,86 @@ def test_sheared_and_degenerate_grids(tmp_path: Path, capfd: pytest.CaptureFixtu
     ):
         (tmp_path / name).write_bytes(f"{header}{line}ElementDataFile = LOCAL\n".encode() + data)
         refuse(tmp_path / name, expected, capfd)
+
+
+@pytest.mark.parametrize(("encoding", "claimed"), [("raw", "1500 1500 1500"), ("gzip", "1500 1500 1500")])
+def test_an_nrrd_that_claims_more_than_it_holds_is_refused_at_once(
+    tmp_path: Path, encoding: str, claimed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ITK would first make room for all of it."""
+    header = STRAIGHT.replace("6 5 4", claimed) + "space directions: (1,0,0) (0,1,0) (0,0,1)\n"
+    data = bytes(1000) if encoding == "raw" else gzip.compress(bytes(1000))
+    for name, line, content in (("scan.nrrd", "", data), ("scan.nhdr", "data file: scan.raw\n", b"")):
+        text = f"NRRD0004\n{header}endian: little\nencoding: {encoding}\n{line}\n"
+        (tmp_path / name).write_bytes(text.encode() + content)
+    (tmp_path / "scan.raw").write_bytes(data)
+    monkeypatch.setattr(SimpleITK.ImageFileReader, "Execute", lambda reader: pytest.fail("ITK must not read it"))
+    for name in ("scan.nrrd", "scan.nhdr"):
+        refuse(tmp_path / name, "voxels are not all there")
+
+
+@pytest.mark.parametrize(("line", "unit"), [
+    ('space units: "cm" "cm" "cm"', "cm"), ('space units: "mm" "mm" "um"', "um"),
+])
+def test_an_nrrd_that_is_not_in_millimetres(tmp_path: Path, line: str, unit: str) -> None:
+    directions = "space directions: (1,0,0) (0,1,0) (0,0,2)\n"
+    nrrd(tmp_path / "scan.nrrd", f"{STRAIGHT}{directions}{line}\n", bytes(240))
+    refuse(tmp_path / "scan.nrrd", f"voxel size in {unit}, but must give it in mm")
+    nrrd(tmp_path / "scan.nrrd", f'{STRAIGHT}{directions}space units: "mm" "mm" "mm"\n', bytes(240))
+    assert read_volume(tmp_path / "scan.nrrd").spacing.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("DistanceUnits = cm\n", "voxel size in cm, but must give it in mm"),
+    ("BinaryData = False\n", "keeps its voxels as text"),
+    ("HeaderSize = 4000\n", "voxels are not all there"),
+    ("HeaderSize = some\n", "HeaderSize is not"),
+])
+def test_meta_images_that_are_read_wrongly_or_with_a_noise(
+    tmp_path: Path, line: str, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementSpacing = 1 1 2\nElementType = MET_SHORT\n"
+    (tmp_path / "scan.raw").write_bytes(b"1 " * 140)
+    (tmp_path / "scan.mhd").write_text(f"{header}{line}ElementDataFile = scan.raw\n")
+    refuse(tmp_path / "scan.mhd", expected, capfd)
+
+
+@pytest.mark.parametrize("skipped", ["40", "-1"])
+def test_meta_images_that_skip_what_is_before_their_voxels(tmp_path: Path, skipped: str) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementSpacing = 1 1 2\nElementType = MET_SHORT\n"
+    (tmp_path / "scan.raw").write_bytes(bytes(40) + b"\7\0" * 120)
+    (tmp_path / "scan.mhd").write_text(
+        f"{header}DistanceUnits = mm\nHeaderSize = {skipped}\nElementDataFile = scan.raw\n"
+    )
+    assert (read_volume(tmp_path / "scan.mhd").voxels == 7).all()
+
+
+def test_voxels_of_a_size_that_is_a_guess(tmp_path: Path) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 6 5 4\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "scan.mha").write_bytes(header.encode() + bytes(240))
+    nrrd(tmp_path / "nan.nrrd", "type: short\ndimension: 3\nsizes: 6 5 4\nspacings: nan nan nan\n", bytes(240))
+    nrrd(tmp_path / "none.nrrd", "type: short\ndimension: 3\nsizes: 6 5 4\n", bytes(240))
+    for name in ("scan.mha", "nan.nrrd", "none.nrrd"):
+        volume = read_volume(tmp_path / name)
+        assert volume.spacing.tolist() == [1, 1, 1] and "1 mm was taken, a guess" in volume.metadata["repairs"][0]
+        assert_is_one_sentence(volume.metadata["repairs"][0], tmp_path / name)
+
+
+@pytest.mark.parametrize("offset", [0, 300, 348])
+def test_nifti_voxels_inside_of_the_header(tmp_path: Path, offset: int) -> None:
+    write_volume(scan(), tmp_path / "scan.nii")
+    patch_nifti(tmp_path / "scan.nii", 108, "<f", offset)
+    refuse(tmp_path / "scan.nii", f"begin inside its header (vox_offset {offset})")
+
+
+def test_what_follows_a_nifti_stream_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii.gz"
+    write_volume(scan(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"garbage")
+    assert np.array_equal(read_volume(path).voxels, scan().voxels)
+    path.write_bytes(whole[:-8] + bytes(8))  # another checksum
+    refuse(path, "")
 
 
 def write_nifti(path: Path, sform_code: int = 1, qform_code: int = 1) -> None:
@@ -372,6 +459,18 @@ def test_a_truncated_slice_is_named(tmp_path: Path, kept: float, capfd: pytest.C
     refuse(folder / "2.dcm", "single DICOM slice", capfd)
 
 
+def test_voxels_of_a_slice_that_end_too_soon(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """GDCM would take the rest from what the memory held."""
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    path = folder / "3.dcm"
+    content = path.read_bytes()
+    start = content.rindex(struct.pack("<HH", 0x7FE0, 0x10))
+    content = content[: start + 4] + struct.pack("<I", 500) + content[start + 8 : start + 508]
+    path.write_bytes(content)
+    assert str(path) in refuse(folder, "truncated", capfd)
+
+
 def put(path: Path, tag: tuple[int, int], text: str) -> None:
     """Change a text in a DICOM file of implicit value representations to one of the same length or shorter."""
     content = bytearray(path.read_bytes())
@@ -401,6 +500,85 @@ def test_slices_whose_place_is_no_place(
     write_dicom(folder, nothing)
     put(folder / "3.dcm", tag, text)
     refuse(folder, "does not say where its slices lie", capfd)
+
+
+@pytest.mark.parametrize("text", [r"0\0", r"-1\1", r"1\0", "1", r"1\x", ""])
+def test_slices_whose_pixels_have_no_size(tmp_path: Path, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    put(folder / "3.dcm", (0x28, 0x30), text)
+    assert str(folder / "3.dcm") in refuse(folder, "how large its pixels are (PixelSpacing)", capfd)
+
+
+def test_a_negative_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """GDCM would turn its numbers round before it makes HU of them."""
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    for path in folder.iterdir():
+        put(path, (0x28, 4), "MONOCHROME1")
+    refuse(folder, "MONOCHROME1", capfd)
+
+
+@pytest.mark.parametrize(("lowest", "rescaled", "doubtful"), [
+    (0, False, True), (0, True, False), (-1000, False, False),
+])
+def test_a_ct_that_may_not_be_in_hounsfield_units(
+    tmp_path: Path, lowest: int, rescaled: bool, doubtful: bool
+) -> None:
+    def with_lowest(image: SimpleITK.Image, k: int) -> None:
+        image[0, 0, 0] = lowest
+
+    folder = tmp_path / "series"
+    write_dicom(folder, with_lowest)
+    for path in folder.iterdir() if not rescaled else ():
+        put(path, (0x28, 0x1052), "")
+        put(path, (0x28, 0x1053), "")
+    repairs = read_volume(folder).metadata["repairs"]
+    assert ["may not be HU" in repair for repair in repairs] == [True] * doubtful
+
+
+def rgb(image: SimpleITK.Image, k: int) -> None:
+    image.SetMetaData("0008|0060", "OT")
+    image.SetMetaData("0020|000e", "1.2.4")
+
+
+def dose(image: SimpleITK.Image, k: int) -> None:
+    image.SetMetaData("0008|0060", "RTDOSE")
+    image.SetMetaData("0020|000e", "1.2.4")
+
+
+@pytest.mark.parametrize(("change", "colour"), [(rgb, True), (dose, False)])
+def test_a_scan_is_taken_before_what_lies_beside_it(tmp_path: Path, change: DicomChange, colour: bool) -> None:
+    write_dicom(tmp_path / "scan", nothing)
+    write_dicom(tmp_path / "other", change, 20, colour)
+    volume = read_volume(tmp_path)
+    assert volume.shape[0] == 6 and volume.metadata["modality"] == "CT"
+    assert "2 series; the largest scan was taken" in volume.metadata["repairs"][0]
+
+
+def test_a_refused_series_is_listed_with_the_others(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "scan", missing_slice)
+    write_dicom(tmp_path / "other", dose)
+    message = refuse(tmp_path, "unevenly spaced")
+    assert "(CT, 6 images, 1.2.3)" in message and "(RTDOSE, 6 images, 1.2.4)" in message
+
+
+@pytest.mark.parametrize(("syntax", "name"), [
+    ("1.2.840.10008.1.2.4.100", "MPEG video"), ("1.2.840.10008.1.2.4.110", "JPEG XL"),
+    ("1.2.840.10008.1.2.4.202", "High-Throughput JPEG 2000"),
+])
+def test_compressions_that_are_not_read_are_named(
+    tmp_path: Path, syntax: str, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    path = folder / "3.dcm"
+    content = path.read_bytes()
+    start = content.index(struct.pack("<HH2s", 2, 0x10, b"UI")) + 6
+    length = struct.unpack_from("<H", content, start)[0]
+    text = syntax.encode() + b"\0" * (len(syntax) % 2)
+    path.write_bytes(content[:start] + struct.pack("<H", len(text)) + text + content[start + 2 + length :])
+    assert str(path) in refuse(folder, f"compressed as {name}", capfd)
 
 
 @pytest.mark.parametrize("left", [0, 40, 140, "zeros"])
@@ -434,6 +612,26 @@ def test_voxels_of_a_size_that_no_scan_has(tmp_path: Path, spacing: float, expec
         image.SetSpacing((spacing, 1, 1))
         SimpleITK.WriteImage(image, str(tmp_path / f"scan{extension}"))
         refuse(tmp_path / f"scan{extension}", expected)
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".mha", ".nii"])
+def test_a_size_that_no_scan_has(tmp_path: Path, extension: str) -> None:
+    image = SimpleITK.GetImageFromArray(scan().voxels)
+    image.SetSpacing((100, 100, 100))
+    SimpleITK.WriteImage(image[:, :, :5], str(tmp_path / f"whole{extension}"))
+    assert read_volume(tmp_path / f"whole{extension}").spacing.tolist() == [100, 100, 100]  # 3 m, but no more
+    image = SimpleITK.Tile([image, image], (2, 1, 1))
+    SimpleITK.WriteImage(image, str(tmp_path / f"scan{extension}"))
+    refuse(tmp_path / f"scan{extension}", "gives an extent of 6000 x 2000 x 800 mm")
+
+
+def test_a_series_of_a_size_that_no_scan_has(tmp_path: Path) -> None:
+    def coarse(image: SimpleITK.Image, k: int) -> None:
+        image.SetSpacing((100, 100, 1))
+        image.SetOrigin((0, 0, 90.0 * k))
+
+    write_dicom(tmp_path / "series", coarse, 40)
+    refuse(tmp_path / "series", "gives an extent of 1600 x 1600 x 3600 mm")
 
 
 def test_positions_that_no_scan_has(tmp_path: Path) -> None:
@@ -492,3 +690,50 @@ def test_every_real_file_and_folder_ends_in_a_volume_or_a_sentence(capfd: pytest
         assert expected in refused[name]
     for name in ("LPS.nii.gz", "minimal.nii.gz", "low_res.nii.gz", "ras.hdr", "ct-64.nrrd", "anatomical.nii"):
         assert name not in refused
+
+
+def not_utf8(folder: Path, extension: str) -> Path:
+    """An empty file of that name, where the file system takes it."""
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff" + extension.encode()))
+    try:
+        path.touch()
+    except OSError:
+        pytest.skip("this file system has no names that are not UTF-8")
+    return path
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".nii.gz", ".dcm", ""])
+def test_a_name_that_is_not_utf_8(tmp_path: Path, extension: str) -> None:
+    """SimpleITK would end the whole process."""
+    path = not_utf8(tmp_path, extension)
+    path.write_bytes(bytes(1000))
+    with pytest.raises(GenSegError) as caught:
+        read_volume(path)
+    shown = f"{tmp_path}{os.sep}bad\\udcff{extension}"
+    assert str(caught.value) == f"{shown} has a name that is not UTF-8; rename it."
+    with pytest.raises(GenSegError, match="not UTF-8"):
+        write_volume(scan(), path)
+
+
+def test_a_name_that_is_not_utf_8_among_slices(tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    write_dicom(folder, nothing)
+    stray = not_utf8(folder, ".txt")
+    stray.write_text("not an image")
+    assert read_volume(folder).metadata["repairs"] == []
+    stray.rename(stray.with_suffix(".dcm"))
+    [repair] = read_volume(folder).metadata["repairs"]
+    assert repair.isascii() and repair.startswith(f"{folder}{os.sep}bad\\udcff.dcm cannot be read")
+    stray.with_suffix(".dcm").write_bytes((folder / "3.dcm").read_bytes())
+    with pytest.raises(GenSegError, match=r"udcff\.dcm has a name that is not UTF-8; rename it"):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize("name", ["scan.Nii", "scan.nii.GZ", "scan.Nii.gz"])
+def test_an_extension_of_mixed_case(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """NIfTI's library would print its own lines."""
+    write_volume(scan(), tmp_path / "scan.nii")
+    (tmp_path / "scan.nii").rename(tmp_path / name)
+    refuse(tmp_path / name, "mixes upper and lower case", capfd)
+    with pytest.raises(GenSegError, match="mixes upper and lower case"):
+        write_volume(scan(), tmp_path / name)

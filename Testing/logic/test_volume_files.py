@@ -219,6 +219,12 @@ def test_ct_padding_is_read_as_air_and_reported(tmp_path: Path) -> None:
     assert read_volume(tmp_path / "mr").voxels.min() == -3024
 
 
+def test_a_ct_of_nothing_but_padding_is_refused(tmp_path: Path) -> None:
+    write_volume(Volume(np.full((3, 4, 5), -3024, np.int16), np.eye(4)), tmp_path / "scan.nrrd", {"modality": "CT"})
+    with pytest.raises(GenSegError, match=r"scan\.nrrd holds nothing but padding"):
+        read_volume(tmp_path / "scan.nrrd")
+
+
 def test_a_phase_image_is_not_taken_for_a_padded_ct(tmp_path: Path) -> None:
     phase = np.random.default_rng(0).integers(-4096, 4096, (8, 20, 20)).astype(np.int16)
     write_volume(Volume(phase, np.eye(4)), tmp_path / "phase.nii.gz")

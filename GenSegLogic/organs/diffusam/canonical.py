@@ -73,7 +73,7 @@ class CanonicalGrid:
     def apply(self, image: Volume, reference: Volume | None = None) -> Volume:
         """The scan on its canonical grid (or on that of ``reference``), float32 in [0, 1]; outside of it 0."""
         shape, affine = self.place(reference or image)
-        low, high = self.window_hu if self.window_hu is not None else robust_range(image.voxels)
+        low, high = self.window_hu if self.window_hu is not None else robust_range(image)
         scaled = np.clip((np.asarray(image.voxels, np.float32) - low) / (high - low), 0, 1)
         return resample(Volume(scaled, image.affine, image.name, image.metadata), shape, affine, fill=0)
 
@@ -89,20 +89,20 @@ COARSE_MM = 6.0
 LOW_PERCENTILE, HIGH_PERCENTILE = 1.0, 99.5
 
 
-def robust_range(voxels: np.ndarray) -> tuple[float, float]:
+def robust_range(image: Volume) -> tuple[float, float]:
     """1st and 99.5th percentile of what is brighter than the air around the body.
 
     Raises:
         GenSegError: if all voxels are equal.
     """
-    values = np.asarray(voxels, np.float32)
+    values = np.asarray(image.voxels, np.float32)
     values = values[np.isfinite(values)]
     threshold = _air_threshold(values)
     body = values[values > threshold]
     low = float(np.percentile(values, LOW_PERCENTILE))
     high = float(np.percentile(body, HIGH_PERCENTILE)) if body.size else low
     if not high > low:
-        raise GenSegError("The scan holds nothing but one grey value; is it the right file?")
+        raise GenSegError(f"{image.name} holds nothing but one grey value; give another scan.")
     return low, high
 
 
