@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Wrong use that argparse finds raises SystemExit(2), ``--help`` SystemExit(0).
     """
     if argv is None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # like Ctrl-C, so that nothing half-written stays behind
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
+                signal.signal(number, _interrupt)  # like Ctrl-C, so that nothing half-written stays behind
     words = join_negative_values(sys.argv[1:] if argv is None else argv)
     console = Console()
     for stream in (sys.stdout, sys.stderr):

@@ -32,6 +32,8 @@ from .volume import read_volume
 from .volume.files import EXTENSIONS
 
 _POLL_SECONDS = 0.2
+_SCANS = (*EXTENSIONS, ".nhdr", ".hdr")
+"""What a scan's file ends in, that of its header where its voxels lie in another."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Outcome:
         error: one sentence if it failed, else empty.
         rows: the rows of the task's table, as in the case's CSV file.
         resumed: it had been done before with the same parameters.
+        kept: one sentence for every file in the way of its results that was kept under another name.
     """
 
     case: str
@@ -66,6 +69,7 @@ class Outcome:
     columns: tuple[str, ...] = ()
     resumed: bool = False
     seconds: float = 0.0
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Cohort:
 def find_cases(folder: Path, masks: Mapping[str, Path] | None = None, output: Path | None = None) -> list[Case]:
     """The cases in ``folder``: every image file, and every sub-folder (one image file, or DICOM slices).
 
+    Results that GenSeg has written are no scans, so that ``output`` may be ``folder`` itself; phantoms are.
+
     Args:
         masks: role -> folder with one mask per case, called like the case.
         output: left out, should it lie inside ``folder``.
@@ -98,16 +104,16 @@ def find_cases(folder: Path, masks: Mapping[str, Path] | None = None, output: Pa
     if not folder.is_dir():
         raise GenSegError(f"{folder} is not a folder: give the folder that holds the scans.")
     images: list[Path] = []
+    results = _results(folder)
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or (output is not None and path.resolve() == output.resolve()):
             continue
-        if path.is_dir() and any(child.is_file() for child in path.rglob("*")):
-            files = [child for child in sorted(path.iterdir()) if _is_image(child)]
-            images.append(files[0] if len(files) == 1 else path)
-        elif _is_image(path):
+        if path.is_dir():
+            images += _scan_in(path, output)
+        elif _is_image(path) and path not in results:
             images.append(path)
     if not images:
-        raise GenSegError(f"{folder} holds no scans: it needs {', '.join(EXTENSIONS)} files or sub-folders with DICOM.")
+        raise GenSegError(f"{folder} holds no scans: it needs {', '.join(_SCANS)} files or sub-folders with DICOM.")
     names = [_stem(image if image.parent == folder else image.parent) for image in images]
     folded = [name.casefold() for name in names]  # some disks do not tell A from a
     cases = []
@@ -117,13 +123,48 @@ def find_cases(folder: Path, masks: Mapping[str, Path] | None = None, output: Pa
     return cases
 
 
+def _scan_in(folder: Path, output: Path | None) -> list[Path]:
+    """The scan of a sub-folder: its one image file, or the folder itself; nothing where there is none to be expected.
+
+    Results, with their folders, are passed over, and so is ``output``.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if output is not None and folder in output.parents:
+        files = [path for path in files if output not in path.parents]
+    results: set[Path] = set().union(*(_results(path.parent) for path in files if path.name == provenance.FILE_NAME))
+    own = [path for path in files if path not in results]
+    scans = [path for path in own if path.parent == folder and _is_image(path)]
+    if len(scans) == 1:
+        return scans
+    # Beside results there may be notes; elsewhere what is no scan is a case that fails, so that nobody misses it.
+    return [folder] if scans or any(map(_is_dicom, own)) or (own and not results) else []
+
+
+def _results(folder: Path) -> set[Path]:
+    """What GenSeg has written into a folder, its record included; not phantoms."""
+    records = provenance.records(folder)
+    names = {name for record in records.values() if "phantom" not in record for name in record["files"]}
+    return {folder / name for name in names | ({provenance.FILE_NAME} if records else set())}
+
+
+def loose_dicom(folder: Path) -> list[Path]:
+    """DICOM files that lie in ``folder`` itself, where :func:`find_cases` takes none: which are one case?"""
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and _is_dicom(path)]
+
+
+def _is_dicom(path: Path) -> bool:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+    return False
+
+
 def _is_image(path: Path) -> bool:
     name = path.name.lower()
-    return path.is_file() and name.endswith(EXTENSIONS) and not name.endswith(".seg.nrrd") and name[0] != "."
+    return path.is_file() and name.endswith(_SCANS) and not name.endswith(".seg.nrrd") and name[0] != "."
 
 
 def _stem(path: Path) -> str:
-    endings = [ending for ending in (".seg.nrrd", *EXTENSIONS) if path.name.lower().endswith(ending)]
+    endings = [ending for ending in (".seg.nrrd", *_SCANS) if path.name.lower().endswith(ending)]
     if path.is_dir() or not endings:
         return path.name
     return path.name[: -max(map(len, endings))]
@@ -144,13 +185,16 @@ def run_case(cohort: Cohort, case: Case, engine: Engine, progress: Progress = si
         volumes |= {role: read_volume(path) for role, path in case.masks.items()}
         found = provenance.records(directory).get(cohort.task.name) if cohort.resume else None
         resumed = found is not None and _is_done(found, directory, cohort.task, volumes)
+        kept: tuple[str, ...] = ()
         if not resumed:
             results = engine.run(cohort.task, volumes, progress)
+            known = len(results.messages)
             results.save(directory, volumes["image"])
+            kept = tuple(results.messages[known:])
             found = provenance.read(directory)
         rows, columns = _saved_rows(directory, found or {}, cohort.task)
         summary = str((found or {}).get("summary", ""))
-        return Outcome(case.name, "", summary, rows, columns, resumed, time.perf_counter() - started)
+        return Outcome(case.name, "", summary, rows, columns, resumed, time.perf_counter() - started, kept)
     except Cancelled:
         raise
     except GenSegError as error:
@@ -300,7 +344,10 @@ _worker: tuple[Engine, Event] | None = None  # of this process, when it is a wor
 
 def _start_worker(device: str, workers: int, cancel: Event) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent passes it on as a cancel
+    # Ctrl-C, and a terminal that is closed, reach every process; the parent passes them on as a cancel.
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
+        if number is not None:  # Windows has no SIGHUP
+            signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     import torch
 

@@ -21,6 +21,8 @@ FILE_NAME = "provenance.json"
 BEFORE = "before"
 """Key of a record that holds those of other tasks whose results are in the same folder."""
 NOTICE = "Research software; not for clinical use."
+_DIGEST = "digest"
+_NO_DIGEST = "0" * 64
 
 
 def describe_volume(volume: Volume) -> dict[str, Any]:
@@ -59,18 +61,27 @@ def record(task: Task, volumes: Mapping[str, Volume]) -> dict[str, Any]:
     }
 
 
+def to_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as the bytes of its file, with a SHA-256 over the rest of them, by which :func:`read` sees an edit."""
+    text = json.dumps(plain({**record, _DIGEST: _NO_DIGEST}), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # A file name that is no Unicode reads back as it was: JSON knows a backslash and four digits for such a letter.
+    blank = text.encode("utf-8", "backslashreplace")
+    return blank.replace(_NO_DIGEST.encode(), hashlib.sha256(blank).hexdigest().encode())
+
+
 def read(directory: Path) -> dict[str, Any] | None:
-    """The record in ``directory``; None when there is none, or none that can be read."""
+    """The record in ``directory``; None when there is none that is as GenSeg has written it."""
     try:
-        found = json.loads((Path(directory) / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = (Path(directory) / FILE_NAME).read_bytes()
+        found = json.loads(content)
+        return found if isinstance(found, dict) and to_bytes(found) == content else None
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def made_by(record: Mapping[str, Any]) -> str:
-    """What made the files of a record: the name of a task, or the kind of a phantom."""
-    return str(record.get("task") or record.get("phantom") or "")
+    """What made the files of a record: the name of a task, the kind of a phantom, or a command (``batch nodules``)."""
+    return str(record.get("task") or record.get("phantom") or record.get("command") or "")
 
 
 def records(directory: Path) -> dict[str, dict[str, Any]]:
@@ -78,9 +89,8 @@ def records(directory: Path) -> dict[str, dict[str, Any]]:
     last = read(directory)
     if last is None:
         return {}
-    before = last.pop(BEFORE, None)
-    kept = before if isinstance(before, dict) and all(isinstance(found, dict) for found in before.values()) else {}
-    return {**kept, made_by(last): last}
+    del last[_DIGEST]  # which is that of the file
+    return {**last.pop(BEFORE, {}), made_by(last): last}
 
 
 def same_request(found: Mapping[str, Any] | None, task: Task) -> bool:

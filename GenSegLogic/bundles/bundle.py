@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -125,8 +126,9 @@ def check_metadata(metadata: Mapping[str, Any], where: str) -> None:
     _check(bool(_SHA256.fullmatch(str(metadata["digest"]))), where, "digest", "must be a SHA-256")
     _check_image(metadata["image"], where)
     if metadata["kind"] == "flow":
-        _check(isinstance(metadata.get("latent"), dict), where, "latent", "must be an object, for this is a flow")
-        _require(metadata["latent"], LATENT_KEYS, where, "latent.")
+        _check_flow(metadata, where)
+    if metadata["kind"] == "organs":
+        _check_organs(metadata, where)
     for file, digest in metadata["files"].items():
         _check(is_inside(file), where, f"files: {file}", "must be a path inside the bundle")
         _check(bool(_SHA256.fullmatch(str(digest))), where, f"files: {file}", "must have a SHA-256")
@@ -143,9 +145,44 @@ def _check_image(image: Mapping[str, Any], where: str) -> None:
     _check(image["orientation"] in ("LPS", "RAS"), where, "image.orientation", "must be LPS or RAS")
 
 
-def _is_numbers(value: Any, count: int) -> bool:
-    plain = isinstance(value, (list, tuple)) and len(value) == count
-    return plain and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value)
+def _check_flow(metadata: Mapping[str, Any], where: str) -> None:
+    latent, image = metadata.get("latent", {}), metadata["image"]
+    _check(isinstance(latent, dict), where, "latent", "must be an object, for this is a flow")
+    _require(latent, LATENT_KEYS, where, "latent.")
+    for key in ("channels", "downsampling"):
+        _check(_is_count(latent[key]), where, f"latent.{key}", "must be a whole number above 0")
+    _check(_is_numbers([latent["scale_factor"]]) and latent["scale_factor"] > 0, where, "latent.scale_factor",
+           "must be a number above 0")
+    _check(_is_count(image.get("field_voxels", 1)), where, "image.field_voxels", "must be a whole number above 0")
+    spacings = image.get("spacings_mm") or [1]
+    _check(_is_numbers(spacings) and min(spacings) > 0, where, "image.spacings_mm", "must be positive numbers")
+
+
+def _check_organs(metadata: Mapping[str, Any], where: str) -> None:
+    sam2, organs, image = metadata.get("sam2"), metadata.get("organs"), metadata["image"]
+    _check(isinstance(sam2, dict) and is_name(sam2.get("name")) and bool(_SHA256.fullmatch(str(sam2.get("digest")))),
+           where, "sam2", "must give the name and the digest of the bundle of SAM 2 that the organs were learned with")
+    _check(isinstance(organs, (list, tuple)) and bool(organs) and all(isinstance(organ, str) for organ in organs),
+           where, "organs", "must be the names of one organ or more")
+    _require(image, ("size", "slice_mm"), where, "image.")
+    _check(_is_count(image["size"]), where, "image.size", "must be a whole number above 0")
+    slices = image["slice_mm"]
+    _check(_is_numbers(slices, 2) and 0 < slices[0] <= slices[1], where, "image.slice_mm",
+           "must be two positive numbers, the smaller one first")
+    _check(image["spacing_mm"] is not None, where, "image.spacing_mm", "must be three positive numbers, for organs")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_numbers(value: Any, count: int | None = None) -> bool:
+    """Whether ``value`` is a list of finite numbers: ``count`` of them, else one or more."""
+    if not isinstance(value, (list, tuple)) or not (len(value) == count if count else value):
+        return False
+    # Compared, for a whole number that no float can hold makes math.isfinite fail.
+    return all(isinstance(number, (int, float)) and not isinstance(number, bool) and abs(number) <= sys.float_info.max
+               for number in value)
 
 
 def _require(mapping: Mapping[str, Any], keys: tuple[str, ...], where: str, prefix: str) -> None:
@@ -197,7 +234,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise GenSegError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GenSegError(f"{file} is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise GenSegError(f"{file} does not hold a JSON object.")

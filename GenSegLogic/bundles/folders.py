@@ -37,10 +37,16 @@ def cache_folder() -> Path:
     """The folder for everything that was fetched or imported: ``$GENSEG_HOME``, or the platform's cache.
 
     It may be emptied at any time. The folder need not exist.
+
+    Raises:
+        GenSegError: if ``$GENSEG_HOME`` starts with ``~`` and there is no such user.
     """
     chosen = os.environ.get("GENSEG_HOME")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        try:
+            return Path(chosen).expanduser().absolute()
+        except RuntimeError as error:
+            raise GenSegError(f"GENSEG_HOME is {chosen!r}, which is no folder ({error}): set it to one.") from error
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "GenSeg"
     if sys.platform == "darwin":
@@ -126,6 +132,21 @@ def is_shipped(bundle: Bundle) -> bool:
     return bundle.folder.resolve().parent == shipped_folder().resolve()
 
 
+def can_be_replaced(folder: Path) -> bool:
+    """Whether nothing is lost with a folder but a bundle: it is empty, or holds the files that a bundle lists, no more.
+
+    In the cache folder, which is GenSeg's own, a bundle may be damaged.
+    """
+    if folder.parent == cached_bundles_folder() and (folder / METADATA_PATH).is_file():
+        return True
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*")
+               if path.is_symlink() or not path.is_dir()}
+    try:
+        return folder.is_dir() and (not present or present <= {METADATA_PATH, *read_bundle(folder).metadata["files"]})
+    except GenSegError:
+        return False
+
+
 def replace_bundle(new: Path, folder: Path) -> None:
     """Move the finished folder ``new`` to ``folder`` on the same disk; a bundle that lies there is replaced.
 
@@ -133,7 +154,7 @@ def replace_bundle(new: Path, folder: Path) -> None:
         GenSegError: if something other than a bundle lies there.
     """
     old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-    if folder.exists() and not (folder / METADATA_PATH).is_file() and any(folder.iterdir()):
+    if folder.exists() and not can_be_replaced(folder):
         raise GenSegError(f"{folder} holds something other than a bundle; choose another folder.")
     try:
         if folder.exists():

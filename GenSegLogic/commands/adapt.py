@@ -51,7 +51,10 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     from ..organs.diffusam.task import bundle_for
     from ..volume import read_volume
 
-    numbers = None if arguments.numbers is None else numbers_from(arguments.numbers)
+    try:
+        numbers = None if arguments.numbers is None else numbers_from(arguments.numbers)
+    except GenSegError as error:
+        raise WrongUse(str(error)) from error
     device = Engine(arguments.device).device
     images = [read_volume(path, arguments.series) for path in arguments.image]
     labels = [None] * len(images) if arguments.source_free else [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import __version__, provenance
+from ..errors import GenSegError
+from ..results import Results
 from ..tasks import TASKS, load_task
 from .console import Console
 from .options import (
@@ -19,6 +21,9 @@ from .options import (
     masks_from,
     task_from,
 )
+
+if TYPE_CHECKING:
+    from ..cohort import Case
 
 
 def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
@@ -42,11 +47,14 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Run every case; say one line for each; write the table of findings and ``cases.csv`` with one line for each."""
     from .. import cohort
-    from ..provenance import NOTICE
 
     task = task_from(load_task(arguments.task), arguments)
     output = checked_directory(arguments.output).absolute()
     cases = cohort.find_cases(arguments.input.absolute(), masks_from(type(task), arguments), output)
+    _check_names(cases, task.name)
+    if loose := cohort.loose_dicom(arguments.input):
+        rest = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
+        console.say(f"Left out: {loose[0]}{rest}, for the DICOM files of every case must lie in a sub-folder.")
     work = cohort.Cohort(task, output, arguments.device, arguments.series, arguments.resume)
     outcomes: list[cohort.Outcome] = []
     for outcome in cohort.run_cohort(work, cases, arguments.workers, arguments.ray, console.progress):
@@ -54,25 +62,33 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         said = f"failed: {outcome.error}" if outcome.error else outcome.summary
         note = "done before" if outcome.resumed else f"{outcome.seconds:.1f} s"
         console.say(f"[{len(outcomes)}/{len(cases)}] {outcome.case}: {said} ({note})")
+        for sentence in outcome.kept:
+            console.say(sentence)
     order = {case.name: number for number, case in enumerate(cases)}
     outcomes.sort(key=lambda outcome: order[outcome.case])
 
     rows, columns = cohort.table(outcomes)
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / f"{task.name}.csv"
-    _write(path, rows, columns)
-    cases_path = output / "cases.csv"
-    _write(cases_path, [{"case": outcome.case, "error": outcome.error, "summary": outcome.summary,
-                         "rows": len(outcome.rows)} for outcome in outcomes], ("case", "error", "summary", "rows"))
+    tables = Results(
+        tables={task.name: rows,
+                "cases": [{"case": outcome.case, "error": outcome.error, "summary": outcome.summary,
+                           "rows": len(outcome.rows)} for outcome in outcomes]},
+        columns={task.name: columns},
+        provenance={"genseg": __version__, "notice": provenance.NOTICE, "command": f"batch {task.name}",
+                    "parameters": task.describe(), "versions": provenance.versions()},
+    )
+    files = tables.save(output)
+    path = files[f"{task.name}.csv"]
+    for sentence in tables.messages:
+        console.say(sentence)
     failed = [outcome.case for outcome in outcomes if outcome.error]
     summary = f"{len(cases) - len(failed)} of {len(cases)} cases done."
-    console.say(f"{summary} All rows: {path}. {NOTICE}")
+    console.say(f"{summary} All rows: {path}. {provenance.NOTICE}")
     if failed:
         console.fail(f"{len(failed)} of {len(cases)} cases failed ({', '.join(failed)}); {path} says why.")
     return {
         "task": task.name,
         "directory": output,
-        "files": {path.name: path, cases_path.name: cases_path},
+        "files": files,
         "summary": summary,
         "cases": [{"case": outcome.case, "error": outcome.error, "summary": outcome.summary,
                    "resumed": outcome.resumed, "seconds": round(outcome.seconds, 3)} for outcome in outcomes],
@@ -81,16 +97,12 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a table whole or not at all."""
-    from ..saving import write_table
-
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_table(partial, rows, columns)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _check_names(cases: Sequence[Case], task: str) -> None:
+    """Raise GenSegError if a case has the name of a file that will lie beside its folder."""
+    for case in cases:
+        if case.name.casefold() in (f"{task}.csv", "cases.csv", provenance.FILE_NAME):
+            raise GenSegError(f"{case.image} makes a case called {case.name}, which is the name of a table of all "
+                              "cases: rename it.")
 
 
 def _count(text: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..tasks import load_task
 from .console import Console
-from .options import add_directory_option, add_run_options, checked_directory, seed
+from .options import add_directory_option, add_run_options, check_inputs, checked_directory, seed
 from .phantom import make_phantom
 from .run_task import report, tell
 
@@ -26,10 +26,13 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Make or read the scan, find nodules, save everything, write ``demo.html``."""
     from ..engine import Engine
+    from ..saving import save_results
     from ..volume import read_volume
     from .demo_page import write_page
 
     directory = checked_directory(arguments.output)
+    if arguments.scan is not None:
+        check_inputs([arguments.scan], directory, "nodules")
     engine = Engine(arguments.device)
     console.progress(0.0, f"Starting on {engine.device}")
     truth = None
@@ -44,13 +47,12 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     console.say("Looking for nodules.")
     results = engine.run(load_task("nodules")(seed=arguments.seed), image, console.progress)
     console.progress(1.0, "Saving")
-    files = results.save(directory, image)
+    files = save_results(results, directory, image,
+                         {"demo.html": lambda path: write_page(path, results, image, truth)})
     if arguments.scan is None:
         phantom.save(directory / "phantom", image)
-    page = directory / "demo.html"
-    write_page(page, results, image, truth)
     tell(console, results, files)
     if arguments.scan is None:
         console.say(f"  {directory / 'phantom'}: the phantom and its truth")
-    console.say(f"Open {page.absolute()} in a browser.")
-    return report(results, directory, files | {page.name: page})
+    console.say(f"Open {files['demo.html']} in a browser.")
+    return report(results, directory, files)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,7 +80,7 @@ _CARD = string.Template("""<div class="card"><h3 style="color: $color">$name</h3
 
 
 def write_page(path: Path, results: Results, image: Volume, truth: Segmentation | None = None) -> None:
-    """Write the page, whole or not at all.
+    """Write the page.
 
     Args:
         results: with ``overlay.png`` saved beside ``path``.
@@ -110,12 +109,7 @@ def write_page(path: Path, results: Results, image: Volume, truth: Segmentation 
         device=html.escape(str(results.provenance.get("device", ""))),
         seconds=f"{results.provenance.get('duration_seconds', 0):.0f}",
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path.write_text(page, encoding="utf-8", errors="replace")
 
 
 def match(found: Segmentation, truth: Segmentation) -> dict[int, tuple[int, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import tempfile
@@ -13,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..bundles.bundle import METADATA_PATH, is_name
+from ..bundles.bundle import is_name
+from ..bundles.folders import can_be_replaced
 from ..errors import GenSegError
 from ..task import LARGEST_SEED, Task, parameter_type
 
@@ -88,13 +90,20 @@ def checked_directory(path: Path) -> Path:
     """``path``, if results can go there, as a folder that is there or can be made.
 
     Raises:
-        GenSegError: if it is a file or below one, or in a folder that nobody may write to.
+        GenSegError: if it is a file or below one, a link to nowhere, in a folder that nobody may write to, or has a
+            name that is not UTF-8, which the libraries below cannot write to.
     """
+    from ..volume.names import printable  # late, for it loads NumPy, which no help needs
+
+    if printable(path.absolute()) != str(path.absolute()):
+        raise GenSegError(f"{printable(path.absolute())} is not UTF-8: choose another folder for the results.")
     if path.exists() and not path.is_dir():
         raise GenSegError(f"{path} is a file, not a folder: choose another folder for the results.")
     nearest = path.absolute()
-    while not nearest.exists() and nearest != nearest.parent:
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
+    if not nearest.exists():
+        raise GenSegError(f"{nearest} is a link to a place that is not there: choose another folder for the results.")
     if not nearest.is_dir():
         raise GenSegError(f"{path} cannot be made, for {nearest} is a file: choose another folder for the results.")
     try:
@@ -103,6 +112,17 @@ def checked_directory(path: Path) -> Path:
         raise GenSegError(f"{nearest} cannot be written to ({error.strerror or error}): choose another folder for the "
                           "results.") from error
     return path
+
+
+def check_inputs(paths: Sequence[Path], directory: Path, task: str) -> None:
+    """Raise GenSegError if an input is a result of the same task in ``directory``, which the new results replace."""
+    from ..provenance import records
+
+    results = [directory / name for name in records(directory).get(task, {}).get("files", ())]
+    for path in paths:
+        if any(path.exists() and result.exists() and path.samefile(result) for result in results):
+            raise GenSegError(f"{path} is a result of an earlier {task}, which the new ones would replace: choose "
+                              "another folder for the results.")
 
 
 def checked_bundle_folder(path: Path) -> Path:
@@ -115,7 +135,7 @@ def checked_bundle_folder(path: Path) -> Path:
     if not is_name(path.name):
         raise GenSegError(f"{path.name!r} cannot name a bundle: choose a folder named in lower-case letters, "
                           "digits and dashes.")
-    if path.exists() and any(path.iterdir()) and not (path / METADATA_PATH).is_file():
+    if path.exists() and not can_be_replaced(path):
         raise GenSegError(f"{path} holds something other than a bundle: choose another folder.")
     return path
 
@@ -233,6 +253,8 @@ def _list_of(convert: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
 def _point(text: str) -> Point:
     try:
         first, second, third = (float(part) for part in text.split(","))
+        if not all(map(math.isfinite, (first, second, third))):
+            raise ValueError
     except ValueError as error:
         message = f"{text!r} is not a point: give three numbers in mm, such as -42.5,10,-130"
         raise argparse.ArgumentTypeError(message) from error

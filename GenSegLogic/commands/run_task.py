@@ -15,6 +15,7 @@ from .options import (
     add_mask_options,
     add_run_options,
     add_task_options,
+    check_inputs,
     checked_directory,
     masks_from,
     task_from,
@@ -38,10 +39,12 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
     task = task_from(load_task(arguments.task_name), arguments)
     directory = checked_directory(arguments.output)
+    masks = masks_from(type(task), arguments)
+    check_inputs([arguments.image, *masks.values()], directory, task.name)
     engine = Engine(arguments.device)
     console.progress(0.0, f"Starting on {engine.device}")  # first, so that a missing GPU is said before a long read
     volumes = {"image": read_volume(arguments.image, series=arguments.series)}
-    volumes |= {role: read_volume(path) for role, path in masks_from(type(task), arguments).items()}
+    volumes |= {role: read_volume(path) for role, path in masks.items()}
     results = engine.run(task, volumes, console.progress)
     console.progress(1.0, "Saving")
     files = results.save(directory, volumes["image"])

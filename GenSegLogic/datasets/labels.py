@@ -32,6 +32,8 @@ _SAME = {"oesophagus": "esophagus", "postcava": "inferior vena cava", "ivc": "in
          "gall bladder": "gallbladder", "portal and splenic vein": "portal vein",
          "portal vein and splenic vein": "portal vein"}
 
+_WHOLE = re.compile(r"[0-9]{1,9}")
+
 
 def numbers_from(text: str) -> dict[int, str]:
     """What label values stand for, from a word of NUMBERS or ``1=liver,2=right_kidney``.
@@ -45,7 +47,7 @@ def numbers_from(text: str) -> dict[int, str]:
     for part in text.split(","):
         value, _, name = part.partition("=")
         organ = organ_named(name)
-        if not value.strip().isdigit() or organ is None:
+        if not _WHOLE.fullmatch(value.strip()) or organ is None:
             raise GenSegError(f"{text!r} does not say what label values stand for: give {', '.join(NUMBERS)}, or pairs "
                               "such as 1=liver,2=right_kidney.")
         numbers[int(value)] = organ
@@ -120,7 +122,7 @@ def _segments(labels: Volume) -> list[tuple[int, int, str]]:
         organ = organ_coded(str(labels.metadata.get(f"{match[1]}_Tags", ""))) or organ_named(str(name))
         value = str(labels.metadata.get(f"{match[1]}_LabelValue", ""))
         layer = str(labels.metadata.get(f"{match[1]}_Layer", "0"))
-        if organ is not None and value.isdigit() and layer.isdigit():
+        if organ is not None and _WHOLE.fullmatch(value) and _WHOLE.fullmatch(layer):
             segments.append((int(layer), int(value), organ))
     return segments
 

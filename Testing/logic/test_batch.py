@@ -12,17 +12,25 @@ import sys
 from pathlib import Path
 
 import pytest
+import SimpleITK
 
-from GenSegLogic import GenSegError, cli, cohort, read_volume, write_volume
+from GenSegLogic import GenSegError, Volume, cli, cohort, read_volume, write_volume
+from GenSegLogic.phantoms import KINDS
 from GenSegLogic.tasks import TASKS
 from Testing.logic.bundle_samples import write_sample
 from Testing.logic.genseg_process import start, wait_for
-from Testing.logic.threshold_task import TARGET, ThresholdTask, save_scan
+from Testing.logic.threshold_task import TARGET, ThresholdTask, bright_scan, save_scan
 
 
 @pytest.fixture(autouse=True)
 def threshold_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "threshold", TARGET)
+    monkeypatch.setitem(KINDS, "cube", f"{__name__}:cube")
+
+
+def cube(seed: int) -> dict[str, Volume]:
+    """A phantom."""
+    return {"image": bright_scan("image")}
 
 
 @pytest.fixture
@@ -92,7 +100,8 @@ def test_every_case_ends_and_failures_are_told_at_the_end(
     result = json.loads(lines[-1])
     assert [case["case"] for case in result["cases"]] == ["a", "b", "c", *bad]
     assert result["failed"] == bad
-    assert sorted(path.name for path in out.iterdir()) == ["a", "b", "c", "cases.csv", "threshold.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a", "b", "c", "cases.csv", "provenance.json", "threshold.csv"]
     table = rows(out / "threshold.csv")
     assert [(row["case"], row["name"]) for row in table] == [
         ("a", "Bright 1"), ("b", "Bright 1"), ("c", "Bright 1"), *((name, "") for name in bad)]
@@ -169,13 +178,83 @@ def test_masks_come_from_a_folder_by_the_cases_name(tmp_path: Path, capsys: pyte
     assert "1 of 2 cases failed (b)" in capsys.readouterr().err
 
 
-def test_a_folder_in_the_tables_way_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_in_the_tables_way_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_scan(tmp_path / "in", "a.nrrd")
-    (tmp_path / "out" / "threshold.csv" / "mine").mkdir(parents=True)
+    out = tmp_path / "out"
+    (out / "threshold.csv" / "mine").mkdir(parents=True)
+    (out / "cases.csv").write_text("years of work")
+    (out / "a").mkdir()
+    (out / "a" / "bright.csv").write_text("mine")
+    assert run("batch", "threshold", tmp_path / "in", "-o", out) == 0
+    assert (out / "kept-1-threshold.csv" / "mine").is_dir()
+    assert (out / "kept-1-cases.csv").read_text() == "years of work"
+    said = capsys.readouterr().out
+    for name in ("a/bright.csv", "cases.csv", "threshold.csv"):
+        assert f"{out / name} was not as GenSeg had written it: it is kept as kept-1-{Path(name).name}." in said
+    assert run("batch", "threshold", tmp_path / "in", "-o", out) == 0  # its own tables are replaced
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a", "cases.csv", "kept-1-cases.csv", "kept-1-threshold.csv", "provenance.json", "threshold.csv"]
+
+
+@pytest.mark.parametrize("name", ["threshold.csv", "Cases.CSV", "provenance.json"])
+def test_a_case_that_is_called_like_a_table_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    save_scan(tmp_path / "in" / name)
     assert run("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out") == 1
-    error = capsys.readouterr().err
-    assert error.startswith("genseg: ") and error.count("\n") == 1 and "threshold.csv" in error
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "threshold.csv"]
+    assert capsys.readouterr().err == (f"genseg: {tmp_path / 'in' / name / 'scan.nrrd'} makes a case called {name}, "
+                                       "which is the name of a table of all cases: rename it.\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("where", [".", "b", "results/deep"])
+def test_results_inside_the_input_are_no_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    """Whether they lie beside the scans, in a case's folder or in one of their own, and with notes of the user's."""
+    scans = tmp_path / "in"
+    save_scan(scans, "a.nrrd")
+    save_scan(scans / "b", "ct.nii.gz")
+    assert run("phantom", "cube", "-o", scans / "c") == 0
+    out = scans / where
+
+    def cases() -> dict[str, bool]:
+        capsys.readouterr()
+        assert run("batch", "threshold", scans, "-o", out, "--resume", "--json") == 0
+        cases = json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]
+        return {case["case"]: case["resumed"] for case in cases}
+
+    wanted = ["a", "c"] if where == "b" else ["a", "b", "c"]  # an output that is a case's folder was never a case
+    assert cases() == dict.fromkeys(wanted, False)
+    (out / "a" / "notes.txt").write_text("mine")
+    assert cases() == dict.fromkeys(wanted, True)
+    elsewhere = [case.name for case in cohort.find_cases(scans, output=tmp_path / "elsewhere")]
+    assert elsewhere == ["a", "b", "c"]
+
+
+def test_headers_with_their_voxels_beside_them_are_cases_and_loose_dicom_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = SimpleITK.ReadImage(str(save_scan(tmp_path)))
+    scans = tmp_path / "in"
+    scans.mkdir()
+    SimpleITK.WriteImage(image, str(scans / "a.nhdr"))
+    SimpleITK.WriteImage(image, str(scans / "b.hdr"))
+    SimpleITK.WriteImage(image[:, :, 3], str(scans / "c.dcm"))
+    assert run("batch", "threshold", scans, "-o", tmp_path / "out", "--json") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [case["case"] for case in json.loads(said[-1])["cases"]] == ["a", "b"]
+    assert said[0] == f"Left out: {scans / 'c.dcm'}, for the DICOM files of every case must lie in a sub-folder."
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="every file name there is Unicode")
+def test_a_case_whose_name_is_no_unicode_fails_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_scan(tmp_path / "in", "a.nrrd").rename(tmp_path / "in" / "b\udcffd.nrrd")
+    save_scan(tmp_path / "in", "c.nrrd")
+    assert run("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out", "--json") == 1
+    assert [bool(row["error"]) for row in rows(tmp_path / "out" / "cases.csv")] == [True, False]
+    assert "not UTF-8" in rows(tmp_path / "out" / "cases.csv")[0]["error"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == ["b\udcffd"]
 
 
 def test_a_gpu_that_is_not_there_is_said_once(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

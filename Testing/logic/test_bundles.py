@@ -133,6 +133,24 @@ def test_write_refuses_a_folder_with_other_things(tmp_path: Path) -> None:
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("other", ["notes.txt", "models/model.pt", "metadata of another program's"])
+def test_write_refuses_a_bundle_that_is_not_ours_alone(sample: Bundle, other: str) -> None:
+    if other in ("notes.txt", "models/model.pt"):
+        (sample.folder / other).write_text("mine")
+    else:
+        (sample.folder / "configs/metadata.json").write_text('{"version": "0.1", "monai_version": "1.3"}')
+    before = {path: path.read_bytes() for path in sample.folder.rglob("*") if path.is_file()}
+    with pytest.raises(GenSegError, match="something other than a bundle"):
+        write_sample(sample.folder)
+    assert {path: path.read_bytes() for path in sample.folder.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_bundle_in_the_cache_is_replaced(cache: Path) -> None:
+    folder = write_sample(cache / "bundles" / "sample-net").folder
+    (folder / "configs/metadata.json").write_text("{")
+    write_sample(folder).verify()
+
+
 def test_seal_after_a_deliberate_change(sample: Bundle) -> None:
     metadata = sample.folder / "configs/metadata.json"
     change_json(metadata, metrics={"auc": 0.97})
@@ -198,12 +216,61 @@ def test_a_flow_needs_its_latent(sample: Bundle, key: str) -> None:
         read_bundle(sample.folder)
 
 
+FLOW = {"latent": {"channels": 4, "downsampling": 2, "scale_factor": 1.0}}
+ORGANS = {"organs": ["liver"], "sam2": {"name": "some-sam2", "digest": "0" * 64}}
+ORGANS_IMAGE = {"size": 160, "slice_mm": [3.0, 8.0]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "image", "sentence"),
+    [
+        ("flow", {"latent": {**FLOW["latent"], "channels": "x"}}, {}, "latent.channels must be"),
+        ("flow", {"latent": {**FLOW["latent"], "downsampling": 0}}, {}, "latent.downsampling must be"),
+        ("flow", {"latent": {**FLOW["latent"], "downsampling": [1]}}, {}, "latent.downsampling must be"),
+        ("flow", {"latent": {**FLOW["latent"], "scale_factor": None}}, {}, "latent.scale_factor must be"),
+        ("flow", {"latent": {**FLOW["latent"], "scale_factor": 0}}, {}, "latent.scale_factor must be"),
+        ("flow", {"latent": {**FLOW["latent"], "scale_factor": float("nan")}}, {}, "latent.scale_factor must be"),
+        ("flow", {"latent": None}, {}, "latent must be"),
+        ("flow", {}, {"spacings_mm": [0.75, "x"]}, "image.spacings_mm must be"),
+        ("flow", {}, {"field_voxels": 0}, "image.field_voxels must be"),
+        ("organs", {"sam2": None}, {}, "sam2 must give"),
+        ("organs", {"sam2": "abdomen-sam2"}, {}, "sam2 must give"),
+        ("organs", {"sam2": {"name": "abdomen-sam2"}}, {}, "sam2 must give"),
+        ("organs", {"organs": None}, {}, "organs must be"),
+        ("organs", {"organs": 5}, {}, "organs must be"),
+        ("organs", {"organs": []}, {}, "organs must be"),
+        ("organs", {}, {"size": None}, "image.size must be"),
+        ("organs", {}, {"slice_mm": [8.0, 3.0]}, "image.slice_mm must be"),
+        ("organs", {}, {"spacing_mm": None}, "image.spacing_mm must be"),
+    ],
+)
+def test_senseless_metadata_of_a_kind(sample: Bundle, kind: str, changes: dict, image: dict, sentence: str) -> None:
+    file = sample.folder / "configs/metadata.json"
+    whole = {"kind": kind, **FLOW, **ORGANS, "image": {**sample.metadata["image"], **ORGANS_IMAGE}}
+    change_json(file, **whole)
+    assert read_bundle(sample.folder).kind == kind
+    change_json(file, **whole | changes | {"image": whole["image"] | image})
+    with pytest.raises(GenSegError) as caught:
+        read_bundle(sample.folder)
+    assert str(caught.value).startswith(f"{file}: {sentence}") and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("key", ["size", "slice_mm"])
+def test_organs_need_their_grid(sample: Bundle, key: str) -> None:
+    image = sample.metadata["image"] | ORGANS_IMAGE
+    del image[key]
+    change_json(sample.folder / "configs/metadata.json", kind="organs", **ORGANS, image=image)
+    with pytest.raises(GenSegError, match=rf"lacks image\.{key}\.$"):
+        read_bundle(sample.folder)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("window_hu", [400, -1000]),
         ("window_hu", "lung"),
         ("window_hu", [0, True]),
+        ("window_hu", [0, 10**400]),
         ("spacing_mm", [1.0, 1.0]),
         ("spacing_mm", [1.0, 0.0, 1.0]),
         ("orientation", "LAS"),
@@ -226,7 +293,7 @@ def test_paths_that_leave_the_bundle_are_refused(sample: Bundle, path: str) -> N
     assert is_inside("models/predictor.safetensors")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "\udcff"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "\udcff", "[" * 100_000])
 def test_metadata_that_is_no_json_object(sample: Bundle, content: str) -> None:
     (sample.folder / "configs/metadata.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(GenSegError, match=r"metadata\.json"):

@@ -120,6 +120,8 @@ def test_only_values_of_options_are_joined() -> None:
 @pytest.mark.parametrize("words", [
     [], ["frobnicate"], ["threshold"], ["threshold", "SCAN"], ["threshold", "SCAN", "-o", "OUT", "--steps", "3"],
     ["threshold", "SCAN", "-o", "OUT", "--window", "many"], ["threshold", "SCAN", "-o", "OUT", "--seed-point", "1,2"],
+    ["threshold", "SCAN", "-o", "OUT", "--seed-point", "nan,1,2"],
+    ["threshold", "SCAN", "-o", "OUT", "--seed-point", "1,2,-1e999"],
     ["threshold", "SCAN", "-o", "OUT", "--thresh", "3"], ["batch", "nothing", "IN", "-o", "OUT"],
     ["batch", "threshold", "IN", "-o", "OUT", "--workers", "0"], ["train", "nothing"], ["evaluate", "nothing"],
     ["threshold", "SCAN", "-o", "OUT", "--device", "gpu"], ["phantom", "nothing", "-o", "OUT"],
@@ -162,6 +164,13 @@ def test_help_shows_what_the_task_says(capsys: pytest.CaptureFixture[str]) -> No
         assert any(line.split()[:1] == [command] for line in out), command
 
 
+def test_values_that_are_no_numbers_of_labels_are_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, err = run(capsys, "adapt", "organs", "--image", "scan", "--labels", "labels", "-o", tmp_path / "mine",
+                         "--numbers", "\N{SUPERSCRIPT TWO}=liver")
+    assert (code, out, len(err)) == (2, [], 1)
+    assert "does not say what label values stand for" in err[0]
+
+
 # Failures: 1
 
 
@@ -188,6 +197,48 @@ def test_an_output_below_a_file_is_said_before_the_work(
     code, _, err = run(capsys, "threshold", tmp_path / "no scan is read.nrrd", "-o", out)
     assert (code, err) == (1, [f"genseg: {out} cannot be made, for {scan} is a file: choose another folder for the "
                                "results."])
+
+
+@pytest.mark.parametrize("to", ["nowhere/deep", "out"])
+@pytest.mark.parametrize("below", ["", "deep"])
+def test_an_output_that_is_a_link_to_nowhere_is_said_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, to: str, below: str
+) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / to)
+    code, _, err = run(capsys, "threshold", tmp_path / "no scan is read.nrrd", "-o", tmp_path / "out" / below)
+    assert (code, err) == (1, [f"genseg: {tmp_path / 'out'} is a link to a place that is not there: choose another "
+                               "folder for the results."])
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="every file name there is Unicode")
+def test_an_output_whose_name_is_no_unicode_is_said_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, err = run(capsys, "threshold", tmp_path / "no scan is read.nrrd", "-o", tmp_path / "b\udcffd")
+    assert (code, err) == (1, [f"genseg: {tmp_path}/b\\udcffd is not UTF-8: choose another folder for the results."])
+
+
+@pytest.mark.parametrize("option", [None, "--mask"])
+def test_an_input_that_its_results_would_replace_is_refused(
+    capsys: pytest.CaptureFixture[str], scan: Path, tmp_path: Path, option: str | None
+) -> None:
+    out = tmp_path / "out"
+    assert run(capsys, "threshold", scan, "-o", out)[0] == 0
+    result = out / "filtered.nrrd"
+    before = result.read_bytes()
+    words = [result] if option is None else [scan, option, result]
+    code, _, err = run(capsys, "threshold", *words, "-o", out)
+    assert (code, err) == (1, [f"genseg: {result} is a result of an earlier threshold, which the new ones would "
+                               "replace: choose another folder for the results."])
+    assert result.read_bytes() == before
+    assert run(capsys, "threshold", *words, "-o", tmp_path / "other")[0] == 0
+
+
+def test_a_cache_folder_of_nobody(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENSEG_HOME", "~nobody-of-that-name/x")
+    code, _, err = run(capsys, "bundles", "list")
+    assert (code, len(err)) == (1, 1)
+    assert err[0].startswith("genseg: GENSEG_HOME is '~nobody-of-that-name/x', which is no folder")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc takes no folders, not even from root")
@@ -245,15 +296,37 @@ def test_help_needs_no_heavy_library() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="on Windows a process cannot send another one Ctrl-C")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_in_one_word_and_leaves_nothing(scan: Path, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupt_ends_in_one_word_and_leaves_nothing(scan: Path, tmp_path: Path, number: str) -> None:
     started = tmp_path / "started"
     with start("threshold", scan, "-o", tmp_path / "out", "--pause", "60", "--started", started) as process:
         wait_for(started, process)
-        process.send_signal(number)
+        process.send_signal(signal.Signals[number])
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (1, "", "genseg: Cancelled.\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.nrrd", "started"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_under_nohup_a_closed_terminal_ends_nothing(scan: Path, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    with start("threshold", scan, "-o", tmp_path / "out", "--pause", "0.2", "--started", started,
+               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as process:
+        wait_for(started, process)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=60)
+    assert process.returncode == 0 and (tmp_path / "out" / "bright.csv").is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no broken pipe")
+def test_the_work_goes_on_where_nobody_reads_what_it_prints(tmp_path: Path) -> None:
+    for name in ("a.nrrd", "b.nrrd"):
+        save_scan(tmp_path / "in", name)
+    with start("batch", "threshold", tmp_path / "in", "-o", tmp_path / "out", "--json") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0 and (tmp_path / "out" / "cases.csv").is_file()
 
 
 # Commands that dispatch further
@@ -359,6 +432,10 @@ def test_where_no_bundle_can_go_is_said_before_training(
     code, _, err = run(capsys, "train", "small", "-o", thesis)
     assert (code, err) == (1, [f"genseg: {thesis} holds something other than a bundle: choose another folder."])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"] and len(list(thesis.iterdir())) == 1
+    (thesis / "configs").mkdir()
+    (thesis / "configs" / "metadata.json").write_text('{"version": "0.1", "monai_version": "1.3"}')
+    code, _, err = run(capsys, "train", "small", "-o", thesis)  # a bundle of another program's is the user's
+    assert (code, err) == (1, [f"genseg: {thesis} holds something other than a bundle: choose another folder."])
 
 
 def test_tables_are_aligned() -> None:
@@ -405,6 +482,17 @@ def test_the_demo_writes_a_page_that_needs_nothing_else(
     assert cells[3][0] == "missed"
     assert (tmp_path / "demo" / "phantom" / "nodules.seg.nrrd").is_file()
     assert not list((tmp_path / "demo").glob(".*"))
+
+
+def test_the_demo_keeps_a_page_of_the_users(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_parts: None
+) -> None:
+    (tmp_path / "demo.html").write_text("mine")
+    for _ in range(2):
+        assert run(capsys, "demo", "-o", tmp_path)[0] == 0
+    assert (tmp_path / "kept-1-demo.html").read_text() == "mine" and not (tmp_path / "kept-2-demo.html").exists()
+    assert "<table>" in (tmp_path / "demo.html").read_text(encoding="utf-8")
+    assert "demo.html" in json.loads((tmp_path / "provenance.json").read_text())["files"]
 
 
 def test_the_demo_takes_a_scan_and_then_knows_no_truth(

@@ -71,7 +71,7 @@ def test_organs_are_known_by_the_names_people_use(text: str, organ: str | None) 
 def test_numbers_are_given_by_data_set_or_one_by_one() -> None:
     assert numbers_from("chaos")[63] == "liver"
     assert numbers_from("7=liver, 9=Left kidney") == {7: "liver", 9: "left_kidney"}
-    for wrong in ("lits", "1=heart", "liver=1", "1"):
+    for wrong in ("lits", "1=heart", "liver=1", "1", "\N{SUPERSCRIPT TWO}=liver", "9" * 5000 + "=liver"):
         assert repr(wrong) in refused(lambda wrong=wrong: numbers_from(wrong))
 
 

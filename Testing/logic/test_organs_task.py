@@ -338,7 +338,7 @@ def test_a_service_describes_the_task() -> None:
     ("words", "code", "sentence"),
     [
         (("--image", "scan.nrrd"), 2, "1 --image and 0 --labels"),
-        (("--image", "scan.nrrd", "--labels", "scan.nrrd", "--numbers", "lits"), 1, "'lits' does not say"),
+        (("--image", "scan.nrrd", "--labels", "scan.nrrd", "--numbers", "lits"), 2, "'lits' does not say"),
         (("--image", "nowhere.nrrd", "--labels", "scan.nrrd"), 1, "nowhere.nrrd does not exist"),
         (("--image", "scan.nrrd", "--labels", "scan.nrrd"), 1, "give the labels and not the scan"),
         (("--image", "scan.nrrd", "--source-free", "--bundle", "nowhere"), 1, "nowhere"),

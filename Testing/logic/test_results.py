@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import threading
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,19 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from GenSegLogic import Code, Engine, GenSegError, Results, Segment, Segmentation, Volume, overlay, read_volume, saving
+from GenSegLogic import (
+    Code,
+    Engine,
+    GenSegError,
+    Results,
+    Segment,
+    Segmentation,
+    Volume,
+    overlay,
+    provenance,
+    read_volume,
+    saving,
+)
 from GenSegLogic.segmentation_file import terminology_entry, write_segmentation
 from Testing.logic.threshold_task import LUNG, MORPHOLOGIC, NODULE, ThresholdTask, bright_scan
 
@@ -95,7 +108,7 @@ def test_the_same_results_give_the_same_bytes_but_for_the_times(tmp_path: Path) 
         if name != "provenance.json":
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     for record in records:
-        del record["started"], record["duration_seconds"]
+        del record["started"], record["duration_seconds"], record["digest"]
     assert records[0] == records[1]
 
 
@@ -148,6 +161,73 @@ def test_what_was_edited_is_kept_under_another_name(results: Results, tmp_path: 
     assert results.messages == [sentence.format(1), sentence.format(2)]
 
 
+def test_a_file_of_another_task_is_kept_and_found_again_by_its_record(tmp_path: Path) -> None:
+    truth = Results(tables={"nodules": [{"truth": 1}]}, provenance={"phantom": "chest"})
+    found = Results(tables={"nodules": [{"found": 1}]}, provenance={"task": "nodules"})
+    table = tmp_path / "nodules.csv"
+    truth.save(tmp_path)
+    found.save(tmp_path)
+    assert found.messages == [f"{table} belongs to the results of chest: it is kept as kept-1-nodules.csv."]
+    assert table.read_text() == "found\n1\n" and (tmp_path / "kept-1-nodules.csv").read_text() == "truth\n1\n"
+    found.save(tmp_path)  # replaces its own alone
+    assert names(tmp_path) == ["kept-1-nodules.csv", "nodules.csv", "provenance.json"] and len(found.messages) == 1
+    truth.save(tmp_path)  # and so does the phantom, whose record knows where its table went
+    assert names(tmp_path) == ["kept-2-nodules.csv", "nodules.csv", "provenance.json"]
+    assert table.read_text() == "truth\n1\n" and (tmp_path / "kept-2-nodules.csv").read_text() == "found\n1\n"
+    before = json.loads((tmp_path / "provenance.json").read_text())["before"]
+    assert list(before["nodules"]["files"]) == ["kept-2-nodules.csv"]
+
+
+@pytest.mark.parametrize("content", [b"the user's own", b'{"note": "mine"}', b"[" * 100_000, b"\xff", b"9" * 5000])
+def test_a_provenance_that_is_the_users_is_kept(results: Results, tmp_path: Path, content: bytes) -> None:
+    results = dataclasses.replace(results, messages=[])
+    (tmp_path / "provenance.json").write_bytes(content)
+    results.save(tmp_path)
+    assert (tmp_path / "kept-1-provenance.json").read_bytes() == content
+    assert results.messages == [f"{tmp_path / 'provenance.json'} was not as GenSeg had written it: it is kept as "
+                                "kept-1-provenance.json."]
+    results.save(tmp_path)
+    assert "kept-2-provenance.json" not in names(tmp_path)
+
+
+def test_a_provenance_that_was_edited_is_kept(results: Results, tmp_path: Path) -> None:
+    results = dataclasses.replace(results, provenance=results.provenance | {"note": "\N{SNOWMAN} \udcff"})
+    results.save(tmp_path)
+    edited = (tmp_path / "provenance.json").read_text(encoding="utf-8").replace("\N{SNOWMAN}", "\N{CLOUD}")
+    assert provenance.read(tmp_path) is not None
+    (tmp_path / "provenance.json").write_text(edited, encoding="utf-8")
+    assert provenance.read(tmp_path) is None
+    results.save(tmp_path)
+    assert (tmp_path / "kept-1-provenance.json").read_text(encoding="utf-8") == edited
+
+
+def test_links_are_kept(results: Results, tmp_path: Path) -> None:
+    (tmp_path / "bright.csv").symlink_to(tmp_path / "nowhere")
+    results.save(tmp_path)
+    assert (tmp_path / "kept-1-bright.csv").is_symlink() and not (tmp_path / "bright.csv").is_symlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows locks no folders")
+def test_two_saves_into_one_folder_wait_for_each_other(results: Results, tmp_path: Path) -> None:
+    import fcntl
+
+    folder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    saving = threading.Thread(target=results.save, args=[tmp_path])
+    saving.start()
+    saving.join(1.0)
+    assert saving.is_alive() and not (tmp_path / "bright.csv").exists()
+    os.close(folder)  # as when a process is killed
+    saving.join(60)
+    assert (tmp_path / "bright.csv").exists()
+
+
+def test_a_name_that_is_no_unicode_costs_no_table(tmp_path: Path) -> None:
+    Results(tables={"cases": [{"case": "b\udcffd"}]}, provenance={"inputs": "b\udcffd"}).save(tmp_path)
+    assert (tmp_path / "cases.csv").read_text(encoding="utf-8") == "case\nb\\udcffd\n"
+    assert json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))["inputs"] == "b\udcffd"
+
+
 @pytest.mark.parametrize("fail_at", range(8))
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failure_at_any_move_leaves_the_folder_as_it_was(
@@ -167,7 +247,7 @@ def test_a_failure_at_any_move_leaves_the_folder_as_it_was(
 
     # Moves, in order: filtered.nrrd to its other name; stale.csv out; bright.csv out and in; bright.seg.nrrd and
     # filtered.nrrd in; the record out and in.
-    monkeypatch.setattr(saving, "os", types.SimpleNamespace(replace=fail_once))
+    monkeypatch.setattr(saving, "os", types.SimpleNamespace(**vars(os) | {"replace": fail_once}))
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else GenSegError) as caught:
         results.save(tmp_path)
     if isinstance(error, OSError):
