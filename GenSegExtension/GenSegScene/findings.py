@@ -20,14 +20,13 @@ from typing import Any
 
 import numpy as np
 import slicer
-import vtk
 
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.results import Segmentation
 from GenSegLogic.volume import Volume
 
 from . import display, runs
-from .segmentations import WRITTEN, add_segments, box_of_labels, merged_mask, segment_digests
+from .segmentations import add_segments, box_of_labels, merged_mask, segment_digests, written_digests
 from .tables import SEGMENT_ID, STATUS, column_names, fill_table, read_table, to_ras
 from .volumes import volume_from_node
 
@@ -107,11 +106,8 @@ def set_status(node: Any, segment_id: str, status: str) -> None:
 
 def owned_segments(node: Any) -> list[str]:
     """Segments that are as GenSeg wrote them and not reviewed: the only ones that it may replace."""
-    written = {}
-    for segment_id in node.GetSegmentation().GetSegmentIDs():
-        tag = vtk.reference("")
-        if _segment(node, segment_id).GetTag(WRITTEN, tag) and status_of(node, segment_id) == OPEN:
-            written[segment_id] = str(tag)
+    written = {segment_id: digest for segment_id, digest in written_digests(node).items()
+               if status_of(node, segment_id) == OPEN}
     found = segment_digests(node, written)
     return [segment_id for segment_id, digest in written.items() if found[segment_id] == digest]
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import vtk
 
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.volume import Volume, crop
 
 from . import runs
 from .findings import status_of
-from .segmentations import WRITTEN, box_of_labels, mask_from_segment, segment_digests
+from .segmentations import box_of_labels, mask_from_segment, segment_digests, written_digests
 from .tables import SEGMENT_ID, STATUS, column_names, fill_table, read_table, to_ras
 from .volumes import volume_from_node
 
@@ -45,7 +44,7 @@ def measure_edited(node: Any) -> list[str]:
     table, segmentation = runs.related(node, f"{stem}_table"), node.GetSegmentation()
     measured = json.loads(table.GetAttribute(MEASURED) or "{}")
     rows = {row[SEGMENT_ID]: row for row in read_table(table)}
-    digests, written = segment_digests(node, segmentation.GetSegmentIDs()), _written(node)
+    digests, written = segment_digests(node, segmentation.GetSegmentIDs()), written_digests(node)
     # An identifier may have been that of a segment which was deleted: of one that a person drew, nothing of it stays.
     drawn = {segment_id for segment_id in digests if segment_id not in written or segment_id not in rows}
     known = {segment_id for segment_id in drawn if measured.get(segment_id, ["", False])[1]}
@@ -79,16 +78,6 @@ def _name(stem: str, mask: Volume, rows: Iterable[Mapping[str, Any]]) -> int | s
     if stem == "organs":
         return mask.name
     return 1 + max((row["nodule"] for row in rows if isinstance(row.get("nodule"), int)), default=0)
-
-
-def _written(node: Any) -> dict[str, str]:
-    """Digest of what GenSeg wrote, of every segment that it has written."""
-    digests = {}
-    for segment_id in node.GetSegmentation().GetSegmentIDs():
-        text = vtk.reference("")
-        if node.GetSegmentation().GetSegment(segment_id).GetTag(WRITTEN, text):
-            digests[segment_id] = str(text)
-    return digests
 
 
 def _nodule(image: Volume, mask: Volume) -> Mapping[str, Any]:

@@ -214,6 +214,16 @@ def segment_digests(node: Any, segment_ids: Iterable[str]) -> dict[str, str]:
     return digests
 
 
+def written_digests(node: Any) -> dict[str, str]:
+    """Digest of what GenSeg wrote, of every segment that it has written, as :func:`segment_digests` makes them."""
+    digests = {}
+    for segment_id in node.GetSegmentation().GetSegmentIDs():
+        text = vtk.reference("")
+        if node.GetSegmentation().GetSegment(segment_id).GetTag(WRITTEN, text):
+            digests[segment_id] = str(text)
+    return digests
+
+
 def _place(image: Any, box: Box, mask: np.ndarray) -> bytes:
     """Where a box of an image lies in mm, rounded, and which of its voxels are set."""
     extent, matrix = image.GetExtent(), vtk.vtkMatrix4x4()
