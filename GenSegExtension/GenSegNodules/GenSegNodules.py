@@ -78,7 +78,7 @@ TASK_PARAMETERS = ("bundle", "predictor", "threshold", "steps", "guidance", "sta
 class GenSegNodulesWidget(TaskPanel):
     """The panel."""
 
-    segmentationKey = "nodules_segmentation"
+    task = "nodules"
     _watchedPoints = None  # the markups node that onPoints observes
 
     def makeLogic(self):
@@ -100,11 +100,15 @@ class GenSegNodulesWidget(TaskPanel):
         self.ui.lungsSelector.toolTip = _(
             "{mask}. Of a segmentation, the segments that are lungs or their lobes by terminology or have \"lung\" in "
             "their name are taken; all of them where none is.").format(mask=NoduleTask.inputs["lungs"])
-        self.ui.seedSelector.toolTip = NoduleTask.parameters()["seed_points"].metadata["help"]
+        self.ui.seedSelector.toolTip = _("Suspicious spots, placed in the slice views; the whole lung is searched "
+                                         "without one.")
         self.ui.bundleCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.predictorCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.deviceCombo.connect("currentIndexChanged(int)", self.onChoice)
+        self.ui.thresholdSlider.connect("valueChanged(double)", self.onThreshold)
         display.register_layout()
+        if self.parent.isEntered:  # reloaded, and nobody enters what is shown already
+            self.review.installKeys()
 
     def enter(self):
         """The user opens the panel."""
@@ -123,9 +127,22 @@ class GenSegNodulesWidget(TaskPanel):
         if parameterNode is None:
             self._watchPoints(None)
 
+    def showRun(self, segmentation):
+        """Show another run, with its threshold."""
+        super().showRun(segmentation)
+        if segmentation is not None:
+            self._parameterNode.threshold = self.review.threshold()
+
+    def onThreshold(self, value):
+        """The user moved the threshold: of the run that is shown, and of the next one."""
+        if self._parameterNode is not None and not self.review.updating:
+            self._parameterNode.threshold = value
+            self.review.writeThreshold(value)
+
     def showParameters(self):
-        """Bundles, the place widget, and the points that are placed by it."""
+        """Threshold, bundles, the place widget, and the points that are placed by it."""
         node = self._parameterNode
+        self.review.showThreshold(node.threshold)
         parameters.fill_choices(self.ui.bundleCombo, parameters.bundle_names("flow"), node.bundle)
         parameters.fill_choices(self.ui.predictorCombo, parameters.bundle_names("predictor"), node.predictor)
         self.ui.seedPlaceWidget.setCurrentNode(node.seedPoints)

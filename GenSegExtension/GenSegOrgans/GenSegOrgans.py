@@ -69,7 +69,7 @@ class GenSegOrgansParameterNode:
 class GenSegOrgansWidget(TaskPanel):
     """The panel."""
 
-    segmentationKey = "organs_segmentation"
+    task = "organs"
 
     def makeLogic(self):
         """The logic on the service that all panels share."""

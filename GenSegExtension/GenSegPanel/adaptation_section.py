@@ -57,6 +57,10 @@ class AdaptationSection:
         self.ui.casesList.addItems([self._describe(*case) for case in self.cases()])
         self.ui.adaptButton.text = _("Stop learning") if self.busy else _("Adapt")
         self.ui.adaptButton.enabled = self.busy or bool(self.cases())
+        self.ui.adaptButton.toolTip = (
+            _("End the learning; no model is written.") if self.busy else
+            _("Learn a model of your own from the cases in the list.") if self.cases() else
+            _("Add the cases to learn from first."))
         self.ui.adaptProgressBar.visible = self.busy
 
     def onAdd(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +22,7 @@ class JobControls:
         """
         Args:
             ui: widgets ``applyButton``, ``progressBar``, ``statusLabel``, ``detailsButton``.
-            begin: starts a job; None if the user decided against it. GenSegError and OSError become the status line.
+            begin: starts a job; None if the user decided against it. What it raises becomes the status line.
         """
         self.ui, self._begin = ui, begin
         self.job: PanelJob | None = None
@@ -56,6 +58,10 @@ class JobControls:
             self.fail(str(error))
         except OSError as error:  # a full disk, or no right to write
             self.fail(_("Nothing could be started: {reason}.").format(reason=error))
+        except Exception as error:  # a mistake of ours or of a library: one sentence, the log and the details the rest
+            logging.exception("GenSeg: nothing was started")
+            self.fail(_("Nothing could be started ({reason}).").format(reason=f"{type(error).__name__}: {error}"),
+                      traceback.format_exc())
         self.update()
 
     def progress(self, fraction: float, message: str) -> None:

@@ -47,11 +47,13 @@ def ensure() -> bool:
     lines = missing()
     if not lines or slicer.app.testingEnabled():
         return True
-    if slicer.util.mainWindow() is not None and not slicer.util.confirmOkCancelDisplay(
+    requirements.check_torch(lines)  # before the question, for it cannot be answered with yes
+    window = slicer.util.mainWindow() is not None
+    if window and not slicer.util.confirmOkCancelDisplay(
             question(lines), windowTitle=_("Install what GenSeg needs")):
         return False
-    requirements.ensure()
-    requirements.pip_install(_missing_for_service(), show_progress=slicer.util.mainWindow() is not None)
+    requirements.ensure(show_progress=window)
+    requirements.pip_install(_missing_for_service(), show_progress=window)
     return True
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import slicer
@@ -38,7 +39,7 @@ class PanelJob:
         state: ``running``, ``stopping``, ``done``, ``failed`` or ``cancelled``.
         fraction, message: how far it is, in [0, 1] and in words.
         nodes: what it wrote, by key (see :func:`GenSegScene.writing.results_to_scene`); empty until it is done.
-        results: the task's results without their voxels' owner; None until it is done.
+        results: what the task said, without its volumes and segmentations, which are in the scene; None until then.
         error: one sentence, when failed.
         details: what a person who looks for the reason wants to see, when failed.
     """
@@ -170,7 +171,7 @@ class PanelJob:
         finally:
             job.delete()
         self.nodes = self._write(results)
-        self.results = results
+        self.results = replace(results, volumes={}, segmentations={})
 
     def _stop(self, job: Any) -> Generator[bool, None, None]:
         """Ask the service to stop the job and wait until it has, or is gone itself."""
@@ -192,8 +193,11 @@ class PanelJob:
         self.cancel()
 
     def _end(self, state: str) -> None:
-        if self._timer is not None:
+        if self._timer is not None:  # its connection would keep this job for ever
             self._timer.stop()
+            self._timer.disconnect("timeout()", self.step)
+            self._timer.deleteLater()
+            self._timer = None
         self._scene.RemoveObserver(self._observer)
         self._service.jobs.discard(self)
         self._volumes = {}

@@ -34,7 +34,8 @@ class OrganReview(RunReview):
         """The overlay's box."""
         confidence = self.related("confidence")
         self.ui.confidenceCheckBox.checked = confidence is not None and is_shown(confidence)
-        self.ui.confidenceCheckBox.enabled = confidence is not None
+        self.enable("confidenceCheckBox", confidence is not None,
+                    _("The confidence is not in the scene.") if self.node is not None else self.noRun())
 
     def headings(self) -> list[str]:
         """The organ and what was measured."""

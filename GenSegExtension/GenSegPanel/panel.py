@@ -28,11 +28,11 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
     parameter node has ``inputVolume``, ``result`` and ``device``.
 
     Attributes:
-        segmentationKey: the node of a run that is its result (``nodules_segmentation``).
+        task: name of the task (``nodules``), whose runs can be looked at.
         logic, controls, review, ui: there after :meth:`setup`.
     """
 
-    segmentationKey = ""
+    task = ""
     logic: Any
     controls: JobControls
     review: RunReview
@@ -83,7 +83,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.review = self.makeReview()
         self.ui.deviceCombo.addItems(list(DEVICES))
         self.setupMore()
-        self.ui.resultSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.review.setSegmentation)
+        self.ui.resultSelector.addAttribute("vtkMRMLSegmentationNode", runs.TASK, self.task)
         # Only of the user's own choice, so that opening the module or a scene leaves the views alone.
         self.ui.resultSelector.connect("nodeActivated(vtkMRMLNode*)", self.review.onChosen)
         self.ui.hardenButton.connect("clicked()", self.onHarden)
@@ -97,11 +97,11 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The panel goes away: end its job, and the service unless another panel needs it."""
         if self.controls.busy:
             self.controls.job.abandon()
+        if not self.logic.service.jobs:  # first, for the widgets may be gone already when the application ends
+            self.logic.service.stop()
         self.exit()
         self.review.setSegmentation(None)
         self.removeObservers()
-        if not self.logic.service.jobs:
-            self.logic.service.stop()
 
     def enter(self) -> None:
         """The user opens the panel, maybe after editing segments elsewhere."""
@@ -141,17 +141,21 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = parameterNode
         if parameterNode is None:
             return
-        # The run comes first: a run's threshold is in the parameter node too, and moving its slider rewrites segments.
-        self.review.setSegmentation(parameterNode.result)
-        self._guiTag = parameterNode.connectGui(self.ui)
+        self._guiTag = parameters.connect(parameterNode, self.ui)
         self.addObserver(parameterNode.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
         self.onParameters()
 
     def onParameters(self, caller: Any = None, event: Any = None) -> None:
         """Something was chosen: show it where no connection does, and look whether Apply can be pressed."""
+        if self._parameterNode.result is not self.review.node:
+            self.showRun(self._parameterNode.result)
         parameters.fill_choices(self.ui.deviceCombo, list(DEVICES), self._parameterNode.device)
         self.showParameters()
         self.checkCanApply()
+
+    def showRun(self, segmentation: Any) -> None:
+        """Show another run in the results section; None: none."""
+        self.review.setSegmentation(segmentation)
 
     def showPreflight(self, found: preflight.Preflight, purpose: str) -> None:
         """Show what is known before a job; ``purpose`` is Apply's tool tip when it can start."""
@@ -179,9 +183,10 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         results = self.controls.job.results
         self.controls.tell(" ".join([results.summary, *results.messages]))
         self.controls.update()
-        self.logic.getParameterNode().result = nodes[self.segmentationKey]  # the panel may be closed meanwhile
-        self.review.setSegmentation(nodes[self.segmentationKey])
+        self.logic.getParameterNode().result = nodes[f"{self.task}_segmentation"]
         self.ui.resultsCollapsible.collapsed = False
+        if self._parameterNode is not None:  # else the user works in another module, and is left alone
+            self.review.showFirst()
 
     def onFailed(self, sentence: str) -> None:
         """Say why; the scene is as it was."""

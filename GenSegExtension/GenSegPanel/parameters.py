@@ -47,6 +47,16 @@ def describe_widgets(task: type[Task], widgets: Mapping[str, Any]) -> None:
             widget.suffix = f" {metadata['unit']}"
 
 
+def connect(parameterNode: Any, ui: Any) -> Any:
+    """Tie the widgets that have a ``SlicerParameterName`` to the parameters of that name, both ways.
+
+    Returns:
+        What ``disconnectGui`` takes; Slicer's own ``connectGui`` forgets to return it (Slicer issue 7547).
+    """
+    named = {widget.property("SlicerParameterName"): widget for widget in vars(ui).values()}
+    return parameterNode.connectParametersToGui({name: widget for name, widget in named.items() if name})
+
+
 def bundle_names(kind: str) -> list[str]:
     """Names of the bundles of a kind (``flow``, ``predictor``) that can be used, those that ship first."""
     return [bundle.name for bundle in list_bundles() if bundle.kind == kind]

@@ -7,6 +7,7 @@ from typing import Any
 
 import qt
 import slicer
+import vtk
 from slicer.i18n import tr as _
 
 from GenSegLogic.errors import GenSegError
@@ -42,7 +43,6 @@ class FindingsReview(RunReview):
         ui.acceptButton.connect("clicked()", self.accept)
         ui.rejectButton.connect("clicked()", self.reject)
         ui.thresholdSlider.connect("valueIsChanging(double)", self.onThresholdDragged)
-        ui.thresholdSlider.connect("valueChanged(double)", self.onThresholdReleased)
         ui.fadeSlider.connect("valueChanged(double)", self.onFade)
         ui.fadeSlider.connect("valueIsChanging(double)", self.onFade)
         ui.residualCheckBox.connect("toggled(bool)", self.onResidual)
@@ -52,12 +52,11 @@ class FindingsReview(RunReview):
     # The run
 
     def setSegmentation(self, node: Any) -> None:
-        """Show the run that ``node`` belongs to, with its threshold; None: nothing."""
+        """Show the run that ``node`` belongs to; None: nothing."""
         super().setSegmentation(node)
-        if node is not None:
-            self._updating = True
-            self.ui.thresholdSlider.value = self.threshold()
-            self._updating = False
+        layout = display.register_layout()
+        if node is not None and layout is not None:  # Slicer's own menu changes it too
+            self.addObserver(layout, vtk.vtkCommand.ModifiedEvent, self._onSceneChanged)
 
     def threshold(self) -> float:
         """The threshold in HU that the run's segments were made with."""
@@ -72,13 +71,16 @@ class FindingsReview(RunReview):
         residual, counterfactual = self.related("residual"), self.related("counterfactual")
         self.ui.fadeSlider.value = display.faded()
         self.ui.residualCheckBox.checked = residual is not None and is_shown(residual)
-        self.ui.sideBySideButton.checked = display.is_side_by_side()
-        self.ui.fadeSlider.enabled = counterfactual is not None
-        self.ui.sideBySideButton.enabled = counterfactual is not None or display.is_side_by_side()
-        self.ui.residualCheckBox.enabled = residual is not None
-        rows = self.ui.findingsTable.rowCount > 0
-        for button in (self.ui.nextButton, self.ui.previousButton, self.ui.acceptButton, self.ui.rejectButton):
-            button.enabled = rows
+        side_by_side = self.ui.sideBySideButton.checked = display.is_side_by_side()
+        gone = _("The counterfactual is not in the scene.") if self.node is not None else self.noRun()
+        self.enable("fadeSlider", counterfactual is not None and not side_by_side,
+                    _("Side by side, the counterfactual has a view of its own.") if side_by_side else gone)
+        self.enable("sideBySideButton", counterfactual is not None or side_by_side, gone)
+        self.enable("residualCheckBox", residual is not None,
+                    _("The residual is not in the scene.") if self.node is not None else self.noRun())
+        for button in ("nextButton", "previousButton", "acceptButton", "rejectButton"):
+            self.enable(button, bool(self._ids),
+                        _("The run has no findings.") if self.node is not None else self.noRun())
 
     def headings(self) -> list[str]:
         """Name, status and what was measured."""
@@ -96,7 +98,8 @@ class FindingsReview(RunReview):
 
     def _columns(self) -> list[str]:
         table = self.table()
-        return [name for name in column_names(table) if name not in _HIDDEN_COLUMNS] if table is not None else []
+        names = [name for name in column_names(table) if name not in _HIDDEN_COLUMNS] if table is not None else []
+        return sorted(names, key=lambda name: name.startswith("center_"))  # a narrow panel shows sizes first
 
     # Rows
 
@@ -119,7 +122,7 @@ class FindingsReview(RunReview):
     def _go(self, by: int) -> None:
         if self._ids:
             row = self.currentRow()
-            self.ui.findingsTable.selectRow((row + by) % len(self._ids) if row >= 0 else 0)
+            self.goTo((row + by) % len(self._ids) if row >= 0 else 0)
 
     def _review(self, status: str) -> None:
         segment = self.currentSegment()
@@ -127,11 +130,8 @@ class FindingsReview(RunReview):
             self._tell(_("Select a finding in the table first."))
             return
         reopened = findings.status_of(self.node, segment) == status
-        self._updating = True
-        try:
+        with self.quietly():
             findings.set_status(self.node, segment, findings.OPEN if reopened else status)
-        finally:
-            self._updating = False
         self.refresh()
         if not reopened:
             self.next()
@@ -141,17 +141,22 @@ class FindingsReview(RunReview):
     def onThresholdDragged(self, value: float) -> None:
         """Move the display while the slider moves."""
         residual = self.related("residual")
-        if residual is not None and not self._updating:
+        if residual is not None and not self.updating:
             display.set_threshold(residual, value)
 
-    def onThresholdReleased(self, value: float) -> None:
-        """Write the segments anew, without the model."""
-        if self.node is None or self._updating or abs(value - self.threshold()) < 1e-6:
+    def showThreshold(self, value: float) -> None:
+        """Show a threshold, without writing any segment."""
+        with self.quietly():
+            self.ui.thresholdSlider.value = value
+
+    def writeThreshold(self, value: float) -> None:
+        """Write the segments anew at another threshold, without the model; only because the user asks for it."""
+        if self.node is None or abs(value - self.threshold()) < 1e-6:
             return
-        self._updating = True
         slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
         try:
-            ids = findings.write_threshold(self.node, value)
+            with self.quietly():
+                ids = findings.write_threshold(self.node, value)
         except GenSegError as error:
             self._tell(str(error))
         else:
@@ -160,12 +165,11 @@ class FindingsReview(RunReview):
                 count=len(ids), value=value, kept=kept))
         finally:
             slicer.app.restoreOverrideCursor()
-            self._updating = False
         self.refresh()
 
     def onFade(self, value: float) -> None:
         """Fade from the scan (0) to the counterfactual (1)."""
-        if not self._updating:
+        if not self.updating:
             display.fade(value)
 
     def onResidual(self, shown: bool) -> None:
@@ -174,7 +178,7 @@ class FindingsReview(RunReview):
 
     def onSideBySide(self, wanted: bool) -> None:
         """Put the scan beside its counterfactual in linked views, or give the user's layout back."""
-        if self._updating:
+        if self.updating:
             return
         if not wanted:
             display.leave_side_by_side()

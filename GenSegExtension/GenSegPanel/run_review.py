@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import qt
@@ -24,6 +26,7 @@ class RunReview(VTKObservationMixin):
     Attributes:
         tableKey: the run's table (``nodules_table``).
         node: the run's segmentation node; None without one.
+        updating: whether widgets and segments change by the review's own doing, and not by the user's.
     """
 
     tableKey = ""
@@ -38,8 +41,9 @@ class RunReview(VTKObservationMixin):
         super().__init__()
         self.ui, self._parent, self._tell = ui, parent, tell
         self.node: Any = None
-        self._updating = False
+        self.updating = False
         self._ids: list[str] = []
+        self._toolTips: dict[str, str] = {}
         ui.findingsTable.connect("itemSelectionChanged()", self.onRowSelected)
         ui.copyButton.connect("clicked()", self.copy)
         ui.exportButton.connect("clicked()", self.export)
@@ -69,8 +73,18 @@ class RunReview(VTKObservationMixin):
         if node is not None:
             for event in (slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved,
                           slicer.vtkSegmentation.SegmentModified):
-                self.addObserver(node, event, self._onSegmentsChanged)
+                self.addObserver(node, event, self._onSceneChanged)
+            self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self._onSceneChanged)
         self.refresh()
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """What changes inside is not the user's doing."""
+        before, self.updating = self.updating, True
+        try:
+            yield
+        finally:
+            self.updating = before
 
     def onChosen(self, node: Any) -> None:
         """The user chose the run of ``node``: show it in the views too, whatever they show."""
@@ -88,14 +102,23 @@ class RunReview(VTKObservationMixin):
 
     def refresh(self) -> None:
         """Show what the scene holds; switch off what has no node."""
-        self._updating = True
-        try:
+        with self.quietly():
             self._fillTable()
-            self.ui.copyButton.enabled = self.ui.exportButton.enabled = self.table() is not None
-            self.ui.editButton.enabled = self.node is not None
+            for button in ("copyButton", "exportButton"):
+                self.enable(button, self.table() is not None,
+                            _("The run's table is not in the scene.") if self.node is not None else self.noRun())
+            self.enable("editButton", self.node is not None, self.noRun())
             self.refreshMore()
-        finally:
-            self._updating = False
+
+    def enable(self, name: str, can: bool, why: str) -> None:
+        """Switch a widget on with its own tool tip, or off with the reason."""
+        widget = getattr(self.ui, name)
+        own = self._toolTips.setdefault(name, widget.toolTip)
+        widget.enabled, widget.toolTip = can, own if can else why
+
+    def noRun(self) -> str:
+        """Why there is nothing to look at."""
+        return _("There is no result yet: press Apply, or choose one above.")
 
     def refreshMore(self) -> None:
         """What a panel's own review shows besides; called by :meth:`refresh`."""
@@ -108,12 +131,13 @@ class RunReview(VTKObservationMixin):
         for index, (_segment, texts) in enumerate(rows):
             for column, text in enumerate(texts):
                 widget.setItem(index, column, qt.QTableWidgetItem(text))
+        widget.resizeColumnsToContents()
         self._ids = [segment for segment, _texts in rows]
         if 0 <= row < len(rows):
             widget.selectRow(row)
 
-    def _onSegmentsChanged(self, caller: Any, event: str) -> None:
-        if not self._updating:
+    def _onSceneChanged(self, caller: Any, event: str) -> None:
+        if not self.updating:
             self.refresh()
 
     # Rows
@@ -127,17 +151,30 @@ class RunReview(VTKObservationMixin):
         row = self.currentRow()
         return self._ids[row] if self.node is not None and 0 <= row < len(self._ids) else None
 
+    def goTo(self, row: int) -> None:
+        """Select a row and jump the views there, also where it is selected already."""
+        if row == self.currentRow():
+            self.onRowSelected()
+        self.ui.findingsTable.selectRow(row)
+
+    def showFirst(self) -> None:
+        """Go to the first row whose segment has voxels, if there is one."""
+        for row, segment in enumerate(self._ids):
+            if findings.center_of(self.node, segment) is not None:
+                self.goTo(row)
+                return
+
     def onRowSelected(self) -> None:
         """Jump the views to the selected row's segment."""
         segment = self.currentSegment()
-        if segment is not None and not self._updating and not findings.jump_to_finding(self.node, segment):
+        if segment is not None and not self.updating and not findings.jump_to_finding(self.node, segment):
             self._tell(self.emptyText())
 
     # Display
 
     def onOverlay(self, node: Any, shown: bool) -> None:
         """Show or hide a volume of the run as overlay, when the user asks for it."""
-        if not self._updating:
+        if not self.updating:
             display.show_residual(node if shown else None)
 
     # Table and Segment Editor
@@ -146,15 +183,14 @@ class RunReview(VTKObservationMixin):
         """Bring the table up to what the segments now are; a sentence for the user, if there is anything to say."""
         if self.node is None:
             return ""
-        self._updating = True
         slicer.app.setOverrideCursor(qt.Qt.WaitCursor)
         try:
-            edited = measure_edited(self.node)
+            with self.quietly():
+                edited = measure_edited(self.node)
         except GenSegError as error:
             return str(error)
         finally:
             slicer.app.restoreOverrideCursor()
-            self._updating = False
         if not edited:
             return ""
         self.refresh()
@@ -174,7 +210,8 @@ class RunReview(VTKObservationMixin):
 
     def export(self) -> None:
         """Ask for a file and write the table to it as CSV."""
-        path = qt.QFileDialog.getSaveFileName(self._parent, _("Export the table"), f"{self.table().GetName()}.csv",
+        name = re.sub(r"[^\w .()-]", "_", self.table().GetName())  # a "/" would be a folder
+        path = qt.QFileDialog.getSaveFileName(self._parent, _("Export the table"), f"{name}.csv",
                                               _("Comma-separated values (*.csv)"))
         if path:
             self.exportTo(path)

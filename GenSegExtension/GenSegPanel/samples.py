@@ -90,13 +90,18 @@ def add_sample(kind: str, source: Any = None) -> list[Any]:
         try:
             return [add_phantom(kind)]
         except Cancelled:
-            return []
+            pass
+    return []
 
 
 def add_phantom(kind: str, seed: int = 0) -> Any:
     """Draw a phantom and add it to the scene as a volume with a window that fits.
 
-    Another process draws it; the window lives on and shows that it works.
+    Another process draws it; the window lives on and shows that it works. Scripts call this, since
+    ``SampleData.downloadSample`` knows files only::
+
+        from GenSegPanel.samples import add_phantom
+        chest = add_phantom("chest")
 
     Args:
         kind: one of SAMPLES.

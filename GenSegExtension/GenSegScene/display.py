@@ -123,8 +123,10 @@ def show_segmentation(node: Any) -> None:
 def show_in_views(scan: Any, counterfactual: Any = None, residual: Any = None) -> None:
     """Show the scan in all slice views with the residual over it, and the counterfactual faded out above both.
 
-    Side by side, its two views show the scan and the counterfactual as :func:`enter_side_by_side` does.
+    A scan that no view showed is fitted into them. Side by side, the two views show the scan and the counterfactual as
+    :func:`enter_side_by_side` does.
     """
+    known = any(composite.GetBackgroundVolumeID() == scan.GetID() for composite in composites())
     for composite in composites():
         if composite.GetLayoutName() not in (ORIGINAL_VIEW, COUNTERFACTUAL_VIEW):
             composite.SetBackgroundVolumeID(scan.GetID())
@@ -134,22 +136,20 @@ def show_in_views(scan: Any, counterfactual: Any = None, residual: Any = None) -
         enter_side_by_side(scan, counterfactual, residual)
     else:
         show_residual(residual)
+    if not known:
+        slicer.util.setSliceViewerLayers(fit=True)
 
 
 def show_run(segmentation: Any) -> None:
     """Show the run of a segmentation node: its scan in the views, and of all runs' segmentations only its own.
 
-    A scan that no view showed is fitted into them. What is no run's stays as it is, and so do the views where the
-    run's scan is gone.
+    What is no run's stays as it is, and so do the views where the run's scan is gone.
     """
     if segmentation is None or segmentation.GetAttribute(runs.RUN) is None:
         return
     scan = runs.related(segmentation, runs.INPUT)
     if scan is not None:
-        known = any(composite.GetBackgroundVolumeID() == scan.GetID() for composite in composites())
         show_in_views(scan, runs.related(segmentation, "counterfactual"), runs.related(segmentation, "residual"))
-        if not known:
-            slicer.util.setSliceViewerLayers(fit=True)
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
         if node.GetAttribute(runs.RUN) is not None:
             node.SetDisplayVisibility(node is segmentation)
@@ -246,19 +246,34 @@ def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> 
     if layout.GetViewArrangement() != SIDE_BY_SIDE:
         layout.SetAttribute(_PREVIOUS_LAYOUT, str(layout.GetViewArrangement()))
         layout.SetViewArrangement(SIDE_BY_SIDE)
-    slices = {node.GetLayoutName(): node for node in slicer.util.getNodesByClass("vtkMRMLSliceNode")}
-    original, changed = slices.get(ORIGINAL_VIEW), slices.get(COUNTERFACTUAL_VIEW)
+    known = True
     for composite in composites():
         if composite.GetLayoutName() in (ORIGINAL_VIEW, COUNTERFACTUAL_VIEW):
             left = composite.GetLayoutName() == ORIGINAL_VIEW
+            known = known and (not left or composite.GetBackgroundVolumeID() == scan.GetID())
             composite.SetLinkedControl(True)
             composite.SetHotLinkedControl(True)
             composite.SetNthLayerVolumeID(_COUNTERFACTUAL_LAYER, None)
             composite.SetBackgroundVolumeID(_id(scan if left else counterfactual))
     show_residual(residual)
-    if original is not None and changed is not None:
-        changed.GetSliceToRAS().DeepCopy(original.GetSliceToRAS())
-        changed.UpdateMatrices()
+    slices = {node.GetLayoutName(): node for node in slicer.util.getNodesByClass("vtkMRMLSliceNode")}
+    original, changed = slices.get(ORIGINAL_VIEW), slices.get(COUNTERFACTUAL_VIEW)
+    if original is None or changed is None:
+        return
+    if not known:
+        _fit(original, slices.get("Red"))
+    changed.SetFieldOfView(*original.GetFieldOfView())
+    changed.GetSliceToRAS().DeepCopy(original.GetSliceToRAS())
+    changed.UpdateMatrices()
+
+
+def _fit(view: Any, like: Any) -> None:
+    """Fit a new view's background into it, since nobody else does, in the slice that another view shows it in."""
+    logic = slicer.app.applicationLogic().GetSliceLogic(view)
+    if logic is not None:
+        logic.FitSliceToBackground()
+    if like is not None and like.GetOrientation() == view.GetOrientation():
+        view.SetSliceOffset(like.GetSliceOffset())
 
 
 def leave_side_by_side() -> None:

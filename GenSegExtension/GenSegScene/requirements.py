@@ -20,8 +20,22 @@ def missing() -> list[str]:
     return [str(item) for item in packaging.load_requirements(REQUIREMENTS) if not packaging.pip_check(item)]
 
 
-def ensure() -> None:
-    """Install what is missing without asking, for runs without a window; under ``--testing`` nothing is installed.
+def check_torch(lines: Sequence[str]) -> None:
+    """Raise GenSegError if torch is among the requirements, and Slicer's extension that installs it is not there."""
+    if not any(_is_torch(line) for line in lines):
+        return
+    try:
+        import PyTorchUtils  # noqa: F401
+    except ImportError as error:
+        raise GenSegError("PyTorch is missing: install Slicer's PyTorch extension (View > Extensions Manager), restart "
+                          "Slicer and run this again.") from error
+
+
+def ensure(show_progress: bool = False) -> None:
+    """Install what is missing without asking; under ``--testing`` nothing is installed.
+
+    Args:
+        show_progress: show pip's output in a window meanwhile, which lives on.
 
     Raises:
         GenSegError: torch is missing and Slicer's PyTorch extension, which installs the right build, is not there; or
@@ -32,15 +46,13 @@ def ensure() -> None:
         return
     import slicer
 
-    if any(line.startswith("torch") for line in wanted) and not slicer.app.testingEnabled():
-        try:
-            import PyTorchUtils
-        except ImportError as error:
-            raise GenSegError("PyTorch is missing: install Slicer's PyTorch extension, restart Slicer and run this "
-                              "again.") from error
+    if any(_is_torch(line) for line in wanted) and not slicer.app.testingEnabled():
+        check_torch(wanted)
+        import PyTorchUtils
+
         if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False) is None:
             raise GenSegError("PyTorch could not be installed: see Slicer's PyTorch extension.")
-    pip_install([line for line in wanted if not line.startswith("torch")])
+    pip_install([line for line in wanted if not _is_torch(line)], show_progress)
 
 
 def pip_install(lines: Sequence[str], show_progress: bool = False) -> None:
@@ -57,6 +69,10 @@ def pip_install(lines: Sequence[str], show_progress: bool = False) -> None:
                              requester="GenSeg")
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the last is what pip's failure comes as
         raise GenSegError(f"The packages could not be installed: check the network and retry. {error}") from error
+
+
+def _is_torch(line: str) -> bool:
+    return line.startswith("torch")
 
 
 def _packaging() -> Any:

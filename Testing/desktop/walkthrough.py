@@ -295,7 +295,7 @@ class NoduleWalkthrough(Walkthrough):
 
     def leaveMark(self) -> None:
         """Accept a finding."""
-        self.widget.review.next()
+        self.widget.review.goTo(0)
         self.widget.review.accept()
 
     def checkMark(self) -> None:

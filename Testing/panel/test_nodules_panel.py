@@ -234,10 +234,13 @@ def test_the_threshold_moves_the_display_live_and_the_segments_on_release(done):
 
 def test_findings_are_worked_through_by_keys_and_kept(done):
     node, table = done.review.node, done.ui.findingsTable
-    done.review.next()
-    assert done.review.currentRow() == 0
-    jumped = slicer.util.getNodesByClass("vtkMRMLSliceNode")[0].GetSliceToRAS().GetElement(2, 3)
-    assert jumped == pytest.approx(findings.findings(node)[0].center_ras[2], abs=2.0)
+    assert done.review.currentRow() == 0  # the first finding is shown at once
+    slice_node = slicer.util.getNodesByClass("vtkMRMLSliceNode")[0]
+    middle = pytest.approx(findings.findings(node)[0].center_ras[2], abs=2.0)
+    assert slice_node.GetSliceToRAS().GetElement(2, 3) == middle
+    display.jump_to((0.0, 0.0, 0.0))
+    done.review.goTo(0)  # selected already, but the views have moved
+    assert slice_node.GetSliceToRAS().GetElement(2, 3) == middle
     first, second = (one.segment_id for one in findings.findings(node))
     done.review.accept()
     assert findings.status_of(node, first) == "accepted" and done.review.currentSegment() == second
@@ -258,10 +261,100 @@ def test_keys_exist_while_the_panel_is_shown(done):
     assert sorted(keys) == ["N", "P", "X", "Y"]
     shortcut = next(one for one in done.review._shortcuts if one.key.toString() == "N")
     shortcut._object.activated.emit()
-    assert done.review.currentRow() == 0
+    assert done.review.currentRow() == 1
     slicer.util.selectModule("SegmentEditor")
     assert done.review._shortcuts == []
     slicer.util.selectModule("GenSegNodules")
+
+
+def run_at(panel, threshold):
+    """The segmentation of a new run at a threshold, with none of the panel's before."""
+    panel._parameterNode.result = None
+    panel.ui.thresholdSlider._object.drag(threshold)
+    assert apply_and_wait(panel).state == "done"
+    return panel.review.node
+
+
+def state(node):
+    """Threshold in HU and segments of a run."""
+    segmentation = node.GetSegmentation()
+    threshold = node.GetAttribute("GenSeg.Threshold") or runs.provenance_of(node)["parameters"]["threshold"]
+    return float(threshold), [segmentation.GetSegment(one).GetName() for one in segmentation.GetSegmentIDs()]
+
+
+def test_a_run_is_shown_at_its_own_threshold_and_only_the_slider_rewrites_it(panel, chest):
+    panel.ui.stepsSpinBox.value = 1
+    panel.ui.inputSelector.setCurrentNode(chest)
+    low, high = run_at(panel, 150.0), run_at(panel, 880.0)
+    before = [state(node) for node in (low, high)]
+    assert [threshold for threshold, _segments in before] == [150.0, 880.0] and before[0] != before[1]
+    for node, threshold in ((low, 150.0), (high, 880.0)):
+        panel.ui.resultSelector._object.choose(node)
+        assert panel.review.node is node and panel._parameterNode.result is node
+        assert panel.ui.resultSelector.currentNode() is node
+        assert panel.ui.thresholdSlider.value == panel._parameterNode.threshold == threshold
+        panel.ui.stepsSpinBox.value += 1  # whatever else is changed
+        slicer.util.selectModule("SegmentEditor")
+        slicer.util.selectModule("GenSegNodules")
+        assert panel.ui.thresholdSlider.value == threshold
+        assert [state(one) for one in (low, high)] == before
+    panel.ui.thresholdSlider._object.drag(150.0)
+    assert state(high)[0] == 150.0 and state(low) == before[0]
+
+
+def test_a_threshold_moved_while_a_job_runs_is_not_the_new_runs(panel, chest):
+    panel.ui.stepsSpinBox.value = 6
+    panel.ui.inputSelector.setCurrentNode(chest)
+    panel.ui.applyButton.click()
+    panel.ui.thresholdSlider._object.drag(880.0)
+    wait_for(lambda: not panel.controls.busy)
+    node = panel.review.node
+    assert panel.ui.thresholdSlider.value == panel._parameterNode.threshold == state(node)[0] != 880.0
+    before = state(node)
+    slicer.util.selectModule("SegmentEditor")
+    slicer.util.selectModule("GenSegNodules")
+    assert state(node) == before
+
+
+def test_only_runs_of_the_task_are_offered(done):
+    other = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "Somebody else's")
+    run = done.review.node
+    done.ui.resultSelector.setCurrentNode(other)
+    assert done.ui.resultSelector.currentNode() is None and done.review.node is None
+    done.ui.resultSelector.setCurrentNode(run)
+    assert done.review.node is run
+
+
+def test_controls_follow_what_leaves_the_scene_and_the_layout(done):
+    layout, ui = display.register_layout(), done.ui
+    ui.sideBySideButton.click()
+    assert ui.sideBySideButton.checked and not ui.fadeSlider.enabled and "Side by side" in ui.fadeSlider.toolTip
+    layout.SetViewArrangement(slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)  # by Slicer's own menu
+    assert not ui.sideBySideButton.checked and ui.fadeSlider.enabled
+    own = ui.copyButton.toolTip
+    slicer.mrmlScene.RemoveNode(done.review.related("nodules_table"))
+    assert not ui.copyButton.enabled and not ui.exportButton.enabled and "not in the scene" in ui.copyButton.toolTip
+    slicer.mrmlScene.RemoveNode(done.review.related("residual"))
+    assert not ui.residualCheckBox.enabled
+    slicer.mrmlScene.RemoveNode(done.review.node)
+    assert not ui.editButton.enabled and "press Apply" in ui.editButton.toolTip and ui.copyButton.toolTip != own
+
+
+def test_a_finished_job_holds_no_voxels(done):
+    results = done.controls.job.results
+    assert results.summary == "2 nodules." or results.summary.startswith("2 nodules")
+    assert not results.volumes and not results.segmentations
+
+
+def test_what_nobody_expected_is_told_in_the_panel(panel, chest, monkeypatch):
+    def broken():
+        raise RuntimeError("no such thing")
+
+    panel.ui.inputSelector.setCurrentNode(chest)
+    monkeypatch.setattr(panel.controls, "_begin", broken)
+    panel.ui.applyButton.click()
+    assert "RuntimeError: no such thing" in panel.ui.statusLabel.text
+    assert panel.ui.applyButton.enabled and panel.ui.applyButton.text == "Apply"
 
 
 def test_fade_overlay_and_side_by_side(done):
@@ -399,7 +492,6 @@ def test_opening_the_module_leaves_the_views_alone(done, chest):
 def test_a_saved_scene_opens_as_it_was_left(done, tmp_path):
     done.ui.guidanceSlider.value = 3.0
     done.ui.thresholdSlider._object.drag(300.0)
-    done.review.next()
     done.review.accept()
     slicer.util.saveScene(str(tmp_path / "scene.mrb"))
     slicer.mrmlScene.Clear(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import slicer
+import vtk
 
 import slicer_stand_in
 from GenSegScene import display, findings
@@ -99,6 +100,39 @@ def test_side_by_side_shows_scan_and_bare_counterfactual(view, plain_chest, make
         assert colourfulness(left.picture(), left, center) > 60
         assert colourfulness(right.picture(), right, center) == 0
         assert right.picture().max() > 30  # not an empty view
+
+
+def test_new_views_show_the_scan_where_the_old_one_does(view, plain_chest, make_results):
+    to_ras = slicer.util.arrayFromVTKMatrix(_matrix(plain_chest))
+    to_ras[:3, 3] += 700.0  # far from where new views look
+    plain_chest.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(to_ras))
+    nodes = results_to_scene(make_results(volume_from_node(plain_chest)), plain_chest)
+    view.fit()
+    center = findings.center_of(nodes["nodules_segmentation"], "Segment_1")
+    display.jump_to(center)
+    display.enter_side_by_side(plain_chest, nodes["counterfactual"])
+    slicer_stand_in.update_views()
+    with SliceView(display.ORIGINAL_VIEW, (300, 260)) as left, \
+            SliceView(display.COUNTERFACTUAL_VIEW, (300, 260)) as right:
+        for composite in display.composites():
+            if composite.GetLayoutName() == display.ORIGINAL_VIEW:
+                composite.SetBackgroundVolumeID(None)  # as a new view, which the application makes meanwhile
+        display.enter_side_by_side(plain_chest, nodes["counterfactual"])
+        assert left.slice_node.GetSliceOffset() == pytest.approx(view.slice_node.GetSliceOffset())
+        for one in (left, right):
+            row, column = pixel_of(one, center)
+            assert 0 < row < 260 and 0 < column < 300
+            assert one.picture().max() > 30
+        zoomed = [side / 2 for side in left.slice_node.GetFieldOfView()]
+        left.slice_node.SetFieldOfView(*zoomed)
+        display.enter_side_by_side(plain_chest, nodes["counterfactual"])  # the user's zoom is left alone
+        assert left.slice_node.GetFieldOfView()[0] == right.slice_node.GetFieldOfView()[0] == pytest.approx(zoomed[0])
+
+
+def _matrix(node):
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return matrix
 
 
 def test_views_survive_undo_and_closing_the_scene(view, plain_chest, make_results):

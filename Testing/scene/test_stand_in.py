@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -72,9 +71,6 @@ def test_connected_widgets_follow_both_ways(monkeypatch):
         def __init__(self):
             self.value, self.changed = None, None
 
-        def property(self, name):
-            return "threshold" if name == "SlicerParameterName" else None
-
         def move(self, value):
             self.value = value
             self.changed(value)
@@ -85,9 +81,9 @@ def test_connected_widgets_follow_both_ways(monkeypatch):
 
     found, slider = parameters(), Slider()
     with pytest.raises(ValueError, match="threshold"):
-        found.connectGui(SimpleNamespace(slider=slider))
+        found.connectParametersToGui({"threshold": slider})
     parameter_node.register_connector(connect)
-    tag = found.connectGui(SimpleNamespace(slider=slider, plain=object()))
+    tag = found.connectParametersToGui({"threshold": slider})
     assert slider.value == 30.0
     found.threshold = 40.0
     assert slider.value == 40.0

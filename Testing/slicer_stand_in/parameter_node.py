@@ -2,7 +2,7 @@
 """``slicer.parameterNodeWrapper``: typed attributes kept in a real parameter node, so that they survive a saved scene.
 
 As on the desktop, values are text parameters of the node and nodes are node references. The widget side of
-``connectGui`` comes from connectors that the panel tests register, since this package knows no Qt.
+``connectParametersToGui`` comes from connectors that the panel tests register, since this package knows no Qt.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _connectors: list[Connector] = []
 
 
 def register_connector(connector: Connector) -> None:
-    """Teach ``connectGui`` a kind of widget.
+    """Teach ``connectParametersToGui`` a kind of widget.
 
     ``connector(widget, changed)`` returns None for a widget that it does not know; otherwise it connects the widget,
     so that ``changed(value)`` is called when the user edits it, and returns ``(show, disconnect)``: ``show(value)``
@@ -159,32 +159,50 @@ def parameterNodeWrapper(cls: type) -> type:
         self.parameterNode = parameterNode
         self._connections = {}
         self._next_tag = 0
+        self._updating_gui = False
         for parameter in parameters.values():
             if parameter.default is not None and not parameterNode.GetParameter(parameter.name):
                 parameter.write(parameterNode, parameter.default)
 
-    def connectGui(self: Any, gui: Any) -> int:
-        shows: list[tuple[_Parameter, Callable[[Any], None]]] = []
+    def connectParametersToGui(self: Any, mapping: dict[str, Any]) -> int:
+        """Parameter -> widget. As on the desktop, a widget that shows a value does not write it back."""
+        shows: dict[str, Callable[[Any], None]] = {}
         disconnects: list[Callable[[], None]] = []
-        for widget in vars(gui).values():
-            name = widget.property("SlicerParameterName") if hasattr(widget, "property") else None
-            if not name:
-                continue
+
+        def writer(parameter: _Parameter) -> Callable[[Any], None]:
+            def changed(value: Any) -> None:
+                if not self._updating_gui:
+                    modified = self.parameterNode.StartModify()
+                    try:
+                        parameter.write(self.parameterNode, value)
+                    finally:
+                        self.parameterNode.EndModify(modified)
+
+            return changed
+
+        def update(caller: Any = None, event: Any = None) -> None:
+            if self._updating_gui:
+                return
+            self._updating_gui = True
+            modified = self.parameterNode.StartModify()
+            try:
+                for name, show in shows.items():
+                    show(parameters[name].read(self.parameterNode))
+            finally:
+                self.parameterNode.EndModify(modified)
+                self._updating_gui = False
+
+        for name, widget in mapping.items():
             if name not in parameters:
                 raise ValueError(f"the panel names a parameter {name!r} that {cls.__name__} does not have")
             for connector in _connectors:
-                connection = connector(widget, lambda value, p=parameters[name]: p.write(self.parameterNode, value))
+                connection = connector(widget, writer(parameters[name]))
                 if connection is not None:
-                    shows.append((parameters[name], connection[0]))
+                    shows[name] = connection[0]
                     disconnects.append(connection[1])
                     break
             else:
                 raise ValueError(f"no connector knows the widget of parameter {name!r} ({type(widget).__name__})")
-
-        def update(caller: Any = None, event: Any = None) -> None:
-            for parameter, show in shows:
-                show(parameter.read(self.parameterNode))
-
         update()
         observer = self.parameterNode.AddObserver("ModifiedEvent", update)
         disconnects.append(lambda: self.parameterNode.RemoveObserver(observer))
@@ -193,7 +211,7 @@ def parameterNodeWrapper(cls: type) -> type:
         return self._next_tag
 
     def disconnectGui(self: Any, tag: int) -> None:
-        for disconnect in self._connections.pop(tag):
+        for disconnect in self._connections.pop(tag, ()):
             disconnect()
 
     def __getattr__(self: Any, name: str) -> Any:  # the desktop's wrapper also passes AddObserver and the like on
@@ -201,7 +219,8 @@ def parameterNodeWrapper(cls: type) -> type:
             raise AttributeError(name)
         return getattr(self.parameterNode, name)
 
-    cls.__init__, cls.connectGui, cls.disconnectGui, cls.__getattr__ = __init__, connectGui, disconnectGui, __getattr__
+    for method in (__init__, connectParametersToGui, disconnectGui, __getattr__):
+        setattr(cls, method.__name__, method)
     return cls
 
 

@@ -1,4 +1,4 @@
-"""The widget side of ``parameterNode.connectGui``, for the same kinds of widgets as the desktop's connectors."""
+"""The widgets' side of ``parameterNode.connectParametersToGui``, for the kinds that the desktop's connectors know."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _node(widget: Any, changed: Callable[[Any], None]) -> Any:
         return None
     signal = "currentNodeChanged(vtkMRMLNode*)"
 
-    def edited(node: Any) -> None:
-        changed(node)
+    def edited(_node: Any) -> None:
+        changed(widget.currentNode())  # which another slot of the signal may have changed meanwhile
 
     widget.connect(signal, edited)
     return widget.setCurrentNode, lambda: widget.disconnect(signal, edited)

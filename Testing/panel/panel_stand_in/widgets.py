@@ -89,10 +89,16 @@ class qMRMLNodeComboBox(_SceneWidget):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._node: Any = None
+        self._attributes: dict[tuple[str, str], str] = {}
+
+    def addAttribute(self, class_name: str, attribute: str, value: str) -> None:
+        self._attributes[class_name, attribute] = value
 
     def _accepts(self, node: Any) -> bool:
         return any(node.GetClassName() == name or (self.showChildNodeTypes and node.IsA(name))
-                   for name in self.nodeTypes)
+                   for name in self.nodeTypes) and all(
+            node.GetAttribute(attribute) == value
+            for (class_name, attribute), value in self._attributes.items() if node.IsA(class_name))
 
     def currentNode(self) -> Any:
         return self._node
