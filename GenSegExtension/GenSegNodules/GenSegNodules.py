@@ -102,6 +102,9 @@ class GenSegNodulesWidget(TaskPanel):
             "their name are taken; all of them where none is.").format(mask=NoduleTask.inputs["lungs"])
         self.ui.seedSelector.toolTip = _("Suspicious spots, placed in the slice views; the whole lung is searched "
                                          "without one.")
+        self.ui.seedPlaceWidget.buttonsVisible = False  # colour, lock and the like, which squeeze the selector
+        self.ui.seedPlaceWidget.placeButton().show()
+        self.ui.seedPlaceWidget.deleteButton().show()
         self.ui.bundleCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.predictorCombo.connect("currentIndexChanged(int)", self.onChoice)
         self.ui.deviceCombo.connect("currentIndexChanged(int)", self.onChoice)

@@ -7,6 +7,7 @@ from pathlib import Path
 import slicer
 from slicer.i18n import tr as _
 
+from GenSegLogic.errors import GenSegError
 from GenSegScene import requirements
 
 SERVICE_REQUIREMENTS = Path(__file__).with_name("service-requirements.txt")
@@ -55,6 +56,18 @@ def ensure() -> bool:
     requirements.ensure(show_progress=window)
     requirements.pip_install(_missing_for_service(), show_progress=window)
     return True
+
+
+def check() -> None:
+    """Raise GenSegError if something is missing, where nobody can be asked: the Python console and scripts.
+
+    Under ``--testing`` nothing is checked, as nothing is installed.
+    """
+    lines = missing()
+    if lines and not slicer.app.testingEnabled():
+        raise GenSegError(_("GenSeg needs these Python packages, which are not installed yet: {names}. Press Apply in "
+                            "its panel, or run GenSegPanel.install.ensure().").format(
+            names=", ".join(_name(line) for line in lines)))
 
 
 def _missing_for_service() -> list[str]:

@@ -19,7 +19,7 @@ from GenSegLogic.task import Task
 from GenSegLogic.volume import Volume
 from GenSegScene.writing import results_to_scene
 
-from . import timing
+from . import install, timing
 from .service import PanelService
 
 STEP_SECONDS = 0.03
@@ -224,7 +224,11 @@ def task_job(service: PanelService, task: Task, node: Any, scan: Volume, masks: 
         steps: sampler steps in all, as :func:`GenSegPanel.timing.expected_seconds` counts them.
         show: show the results in the slice views.
         onFinished, callbacks: as for :class:`PanelJob`.
+
+    Raises:
+        GenSegError: Python packages are missing.
     """
+    install.check()
     million_voxels = scan.voxels.size / 1e6
 
     def write(results: Results) -> dict[str, Any]:

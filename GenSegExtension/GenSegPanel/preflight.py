@@ -14,6 +14,7 @@ from GenSegLogic.errors import GenSegError
 from GenSegLogic.memory import gigabytes
 from GenSegLogic.task import Task
 from GenSegLogic.volume import Volume
+from GenSegScene import runs
 from GenSegScene.volumes import NeedsHardeningError, volume_from_node
 
 
@@ -73,6 +74,8 @@ def check(make_task: Callable[[], Task], scan: Any, bundles: Callable[[Task, Vol
     free = free_memory_bytes()
     parts = [_grid(volume), " + ".join(names), _memory(need, free), _time(expected_seconds(task, volume))]
     doubts = list(task.preflight({"image": volume}))
+    if scan.GetAttribute(runs.RUN):
+        doubts.append(_("{name} is a result of GenSeg itself, not a scan.").format(name=scan.GetName()))
     if free is not None and need > free:
         doubts.append(_("The memory looks too small: crop the scan or close other programs."))
     return Preflight(" · ".join(part for part in parts if part), tuple(doubts))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -72,10 +73,15 @@ def test_start_returns_at_once_and_calls_back(logic, chest):
 
 
 def test_a_killed_service_is_replaced(logic, chest, service):
-    logic.run(chest, steps=1)
-    os.kill(service.pid, signal.SIGKILL)
+    def kill(fraction, message):
+        if fraction > 0.05:
+            os.kill(service.pid, signal.SIGKILL)
+
     with pytest.raises(GenSegError, match="service was ended by signal 9"):
-        logic.run(chest, steps=1)
+        logic.run(chest, steps=4, onProgress=kill)
+    assert logic.run(chest, steps=1)
+    os.kill(service.pid, signal.SIGKILL)
+    time.sleep(0.5)  # idle meanwhile
     assert logic.run(chest, steps=1)
 
 
@@ -189,6 +195,13 @@ def test_without_the_pytorch_extension_it_says_what_to_install(fresh, monkeypatc
         install.ensure()
     assert fresh.questions == [] and fresh.packaging.installed == []  # nothing is asked that yes would not help
     assert "NVIDIA GPU" in install.question(install.missing())
+
+
+def test_in_the_console_it_says_what_is_missing(fresh, service, chest):
+    logic = sys.modules["GenSegNodules"].GenSegNodulesLogic(service)
+    with pytest.raises(GenSegError, match=r"monai, fastapi\. Press Apply in its panel"):
+        logic.run(chest)
+    assert fresh.questions == [] and not service.jobs
 
 
 def test_nothing_is_installed_under_testing(fresh, monkeypatch):

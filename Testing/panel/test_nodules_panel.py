@@ -340,6 +340,11 @@ def test_controls_follow_what_leaves_the_scene_and_the_layout(done):
     assert not ui.editButton.enabled and "press Apply" in ui.editButton.toolTip and ui.copyButton.toolTip != own
 
 
+def test_a_result_as_scan_is_doubted(done):
+    done.ui.inputSelector.setCurrentNode(done.review.related("counterfactual"))
+    assert "is a result of GenSeg itself" in done.ui.preflightLabel.text
+
+
 def test_a_finished_job_holds_no_voxels(done):
     results = done.controls.job.results
     assert results.summary == "2 nodules." or results.summary.startswith("2 nodules")

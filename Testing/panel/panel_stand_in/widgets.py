@@ -144,6 +144,13 @@ class qSlicerMarkupsPlaceWidget(_SceneWidget):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._node: Any = None
+        self._place, self._delete = QtWidgets.QToolButton(self), QtWidgets.QToolButton(self)
+
+    def placeButton(self) -> QtWidgets.QToolButton:
+        return self._place
+
+    def deleteButton(self) -> QtWidgets.QToolButton:
+        return self._delete
 
     def currentNode(self) -> Any:
         return self._node
