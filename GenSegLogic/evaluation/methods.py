@@ -21,7 +21,7 @@ from ..nodules.fields import field_volume, to_tensor
 from ..nodules.models import LatentFlow
 from ..nodules.region import Region, paint_at_click
 from ..nodules.residual import combine
-from ..nodules.segments import RELATIVE_THRESHOLD, nodules_from_residual, window_around
+from ..nodules.segments import nodules_from_residual, window_around
 from ..nodules.task import NoduleTask
 from ..volume import Volume, resample_like
 from .attribution import BASELINES, LAYERS, baseline_image, grad_cam, integrated_gradients, score_cam, smoothed_map
@@ -117,15 +117,15 @@ class Situation:
         return combine(self.case.image, [replace(self.region, residual=self.field.with_voxels(voxels))])
 
 
-def pointed_at(scores: Volume, situation: Situation, threshold: float, relative: float = 0.0) -> np.ndarray:
+def pointed_at(scores: Volume, situation: Situation, threshold: float, by_peak: bool = False) -> np.ndarray:
     """The component above the threshold that the click points at."""
-    found = nodules_from_residual(scores, None, [situation.region.finding(1.0)], threshold, relative)
+    found = nodules_from_residual(scores, None, [situation.region.finding(1.0)], threshold, by_peak)
     return found.labelmap.voxels > 0
 
 
 def as_the_task(residual: Volume, situation: Situation, threshold: float) -> np.ndarray:
-    """:func:`pointed_at` with the part of the peak that the nodule task asks of a residual."""
-    return pointed_at(residual, situation, threshold, RELATIVE_THRESHOLD)
+    """:func:`pointed_at` with the parts of the peaks that the nodule task asks of a residual."""
+    return pointed_at(residual, situation, threshold, by_peak=True)
 
 
 def largest(scores: Volume, situation: Situation, threshold: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ..results import Segmentation
 from ..volume import Volume
-from .segments import Finding
+from .segments import Finding, axial_axis
 
 COLUMNS = (
     "nodule",
@@ -68,7 +68,7 @@ def measure_voxels(image: Volume, voxels: np.ndarray) -> dict[str, Any]:
 
 def axial_axes(grid: Volume, voxels: np.ndarray) -> tuple[float, float]:
     """Longest axial diameter of voxels (n, 3; k, j, i), edge to edge, and the widest extent across it, in mm."""
-    slice_axis = 2 - int(np.abs(grid.affine[2, :3]).argmax())  # the array axis that runs most along S
+    slice_axis = axial_axis(grid)
     in_plane = [axis for axis in range(3) if axis != slice_axis]
     corners = np.array([[a, b] for a in (-0.5, 0.5) for b in (-0.5, 0.5)])
     best = (0.0, 0.0)

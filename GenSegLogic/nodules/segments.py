@@ -20,16 +20,17 @@ SMALLEST_MM3 = 8.0
 RELATIVE_THRESHOLD = 0.45
 PEAK_REACH_MM = 1.5
 """What is dense blurs beyond its surface: a voxel also needs this part of the peak within this reach (from validation).
-A dense core thus has its own edge, and leaves the ground glass farther out alone."""
-FLAT_PER_MM = 0.6
-"""The ground glass close by is told from the core's blur by its slope: it changes by less than this part of itself per
-mm (from validation)."""
-
+A dense core thus has its own edge."""
+CORE_SHARE = 0.4
+"""Of the peak of a nodule's core: what is fainter is no part of the core (from validation)."""
+GLASS_SHARE = 0.25
+BLUR_MM = 1.0
+"""A core's blur is a rim of so many mm, or of one voxel. What is above this part of its peak beyond the rim is ground
+glass, and then the rim between is so too (both from validation)."""
 TAIL_SHARE = 0.6
 TAIL_MM = 3.0
-"""What hangs on a nodule and is thinner than this part of the nodule, or than a ball of this radius, is none of it
-(from validation)."""
-
+"""What hangs on a nodule is none of it where a ball does not fit in whose radius is this part of the nodule's depth, or
+so many mm where that is less (both from validation)."""
 
 Point = tuple[float, float, float]
 
@@ -54,7 +55,7 @@ def nodules_from_residual(
     lungs: Volume | None,
     findings: Sequence[Finding],
     threshold_hu: float,
-    relative: float = RELATIVE_THRESHOLD,
+    by_peak: bool = True,
 ) -> Segmentation:
     """One segment per finding: the component of residual > threshold that the finding points at.
 
@@ -64,21 +65,20 @@ def nodules_from_residual(
         findings: in the order of the segments; a finding without any voxel above the threshold has no segment, and none
             that points at the nodule of one before it.
         threshold_hu: absolute, in HU.
-        relative: part of the peak within PEAK_REACH_MM that a voxel needs besides.
+        by_peak: whether a voxel also needs its part of the peaks round it, as a residual's does.
     """
     labels = np.zeros(residual.shape, np.uint8 if len(findings) < 256 else np.uint16)
     segments = []
     for number, finding in enumerate(findings, start=1):
         window = window_around(residual, np.array(finding.center), finding.radius_mm)
         values = residual.voxels[window]
-        above = dense_enough(values, residual.spacing, threshold_hu, relative)
-        above |= halo(values, above, residual.spacing, threshold_hu)
         if lungs is not None:
-            above &= lungs.voxels[window] > 0
+            values = np.where(lungs.voxels[window] > 0, values, 0)
+        above = core_and_glass(values, residual, window, finding, threshold_hu) if by_peak else values > threshold_hu
         component = component_at(above, residual, window, finding)
         if component is None:
             continue
-        component = without_tails(component, residual, window, finding)
+        component = filled_slices(without_tails(component, residual, window, finding), axial_axis(residual))
         free = labels[window] == 0  # a filled hole may hold another finding
         if free[component].mean() < 0.5:
             continue  # it is another finding's
@@ -97,25 +97,36 @@ def window_around(volume: Volume, center: np.ndarray, radius_mm: float) -> tuple
     return tuple(slice(max(a, 0), max(min(b, n), 0)) for a, b, n in zip(low, high, volume.shape, strict=True))
 
 
+def core_and_glass(
+    values: np.ndarray, residual: Volume, window: tuple[slice, ...], finding: Finding, threshold_hu: float
+) -> np.ndarray:
+    """Voxels (K, J, I) of a window that are dense enough for the finding's core, or are ground glass round it."""
+    dense = dense_enough(values, residual.spacing, threshold_hu)
+    core = component_at(dense, residual, window, finding)
+    if core is None:
+        return dense
+    peak = float(np.percentile(values[core], 90))
+    in_core = dense & (values > CORE_SHARE * peak)
+    core = component_at(in_core, residual, window, finding)
+    if core is None:
+        return in_core
+    return in_core | ground_glass(values > max(threshold_hu, GLASS_SHARE * peak), dense, core, residual.spacing)
+
+
 def dense_enough(
-    values: np.ndarray,
-    spacing_ijk: np.ndarray,
-    threshold_hu: float,
-    relative: float = RELATIVE_THRESHOLD,
-    reach_mm: float = PEAK_REACH_MM,
+    values: np.ndarray, spacing_ijk: np.ndarray, threshold_hu: float, reach_mm: float = PEAK_REACH_MM
 ) -> np.ndarray:
     """Voxels (K, J, I) above the threshold and above a part of the largest value in the box of the reach each way."""
     size = [2 * round(reach_mm / float(step)) + 1 for step in spacing_ijk[::-1]]
-    return (values > threshold_hu) & (values > relative * ndimage.maximum_filter(values, size))
+    return (values > threshold_hu) & (values > RELATIVE_THRESHOLD * ndimage.maximum_filter(values, size))
 
 
-def halo(values: np.ndarray, core: np.ndarray, spacing_ijk: np.ndarray, threshold_hu: float) -> np.ndarray:
-    """Voxels (K, J, I) round a core that are above the threshold, and flat over two of them each way in their slice."""
-    slopes = [
-        ndimage.correlate1d(values, [-0.5, 0, 0.5], axis) / float(step) for axis, step in enumerate(spacing_ijk[::-1])
-    ]
-    slope = np.sqrt(sum(np.square(one) for one in slopes))
-    return ndimage.binary_opening((values > threshold_hu) & (slope < FLAT_PER_MM * values) & ~core, np.ones((1, 2, 2)))
+def ground_glass(above: np.ndarray, dense: np.ndarray, core: np.ndarray, spacing_ijk: np.ndarray) -> np.ndarray:
+    """Voxels (K, J, I) above a threshold beyond a core's blur; of the blur, and of the dense, those next to them."""
+    steps = spacing_ijk[::-1]
+    in_blurs = steps / np.maximum(BLUR_MM, steps)  # distances in multiples of BLUR_MM, or of a voxel where that is more
+    beyond = above & (ndimage.distance_transform_edt(~core, in_blurs) > 1)
+    return (above | dense) & (ndimage.distance_transform_edt(~beyond, in_blurs) <= 1)
 
 
 def component_at(
@@ -134,6 +145,16 @@ def component_at(
     return component
 
 
+def filled_slices(mask: np.ndarray, axis: int) -> np.ndarray:
+    """A mask (K, J, I) without holes in any slice across an axis: nobody draws a nodule with holes."""
+    return np.stack([ndimage.binary_fill_holes(one) for one in np.moveaxis(mask, axis, 0)], axis)
+
+
+def axial_axis(grid: Volume) -> int:
+    """The array axis (of k, j, i) that runs most along S."""
+    return 2 - int(np.abs(grid.affine[2, :3]).argmax())
+
+
 def nearness(mask: np.ndarray, residual: Volume, window: tuple[slice, ...], finding: Finding) -> np.ndarray:
     """Of every voxel of a mask (K, J, I) in the window, 1 at the finding and falling to 0 with the distance from it."""
     corner = np.array([part.start for part in window])
@@ -145,10 +166,19 @@ def nearness(mask: np.ndarray, residual: Volume, window: tuple[slice, ...], find
 def without_tails(
     component: np.ndarray, residual: Volume, window: tuple[slice, ...], finding: Finding
 ) -> np.ndarray:
-    """A component (K, J, I) without the vessels that hang on it, and what it leans on.
+    """A component without the vessels that hang on it, and what it leans on.
 
     Ours: an opening by a ball that grows with the nodule. What is left is one inner part, deep under the surface where
     the finding points, and what lies as near to it as the surface does, to a voxel along every axis.
+
+    Args:
+        component: bool (K, J, I), at least one voxel of it set; what lies in the window.
+        residual: the volume that the window is part of.
+        window: slices (k, j, i).
+        finding: tells which of the deep parts is the nodule.
+
+    Returns:
+        bool (K, J, I), a part of the component.
     """
     steps = residual.spacing[::-1]
     depth = ndimage.distance_transform_edt(np.pad(component, 1), steps)[1:-1, 1:-1, 1:-1]

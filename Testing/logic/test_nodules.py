@@ -190,6 +190,21 @@ def test_what_hangs_on_a_nodule_is_left_out(orientation: str, attached: Callable
     assert dice(found, truth) > 0.9
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_an_axial_slice_of_a_nodule_has_no_hole(orientation: str) -> None:
+    ball, grid = soft_ball(FIRST, 6.0, 800, 0), (orientation, (0.8, 0.8, 1.0), (64, 64, 56))
+
+    def tunnelled(points: np.ndarray) -> np.ndarray:  # from below to its upper half, so that it is no closed cavity
+        offset = points - np.array(FIRST)
+        tunnel = (np.linalg.norm(offset[..., :2], axis=-1) < 1.0) & (offset[..., 2] < 3.0)
+        return np.where(tunnel, 0.0, ball(points))
+
+    found = nodules_from_residual(draw(tunnelled, *grid), None, FINDINGS[:1], 200.0).labelmap.voxels > 0
+    truth = draw(ball, *grid).voxels > RELATIVE_THRESHOLD * 800
+    assert (truth & ~(draw(tunnelled, *grid).voxels > 200)).sum() > 20
+    assert dice(found, truth) > 0.97
+
+
 @pytest.mark.parametrize("shape", ["ball", "ellipsoid", "lobulated", "smallest"])
 def test_a_nodule_with_nothing_on_it_stays_whole(shape: str) -> None:
     def solid(points: np.ndarray) -> np.ndarray:
