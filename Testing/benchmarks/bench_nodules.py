@@ -2,10 +2,10 @@
 
 Seconds are of processor time, so that other work on the machine does not count.
 
-A method's peak is the most that tensors hold at once above the loaded models, as `torch.cuda.max_memory_allocated`
-counts it on a GPU; what an interpreter and its libraries hold is the same for all. The peaks of the wide scan and of
-MAISI's networks on their own are those of whole processes. All methods paint the same nodules of the phantoms' test
-split from the same noise.
+Memory is measured twice, above the loaded models: the most that tensors hold at once, as
+`torch.cuda.max_memory_allocated` counts it on a GPU, and the growth of a process of its own, to which libraries add
+what they load and keep on first use, whatever the method. Plain guidance holds the activations of all that it goes
+through, without checkpoints. All methods paint the same nodules of the phantoms' test split from the same noise.
 """
 
 from __future__ import annotations
@@ -55,6 +55,16 @@ def shipped():
     return load_models(names), autocast(names)
 
 
+def flow_of(method: str, flow):
+    """The flow that a method paints with: only the default checkpoints its decoder."""
+    from GenSegLogic.nodules.models import LatentFlow
+
+    class Plain(LatentFlow):
+        decode_for_gradient = LatentFlow.decode
+
+    return flow if method == "default" else Plain(**vars(flow))
+
+
 def paint_case(number: int) -> dict[str, dict[str, float]]:
     """Paint one nodule by every method, at the default's centre and spacing.
 
@@ -81,7 +91,8 @@ def paint_case(number: int) -> dict[str, dict[str, float]]:
             setting = replace(TASK.guidance_settings(), **changes)
             generator = torch.Generator().manual_seed(case.seed)
             started = time.process_time()
-            region, _ = paint(case.image, center, spacing, models.flow, models.predictor, setting, generator)
+            flow = flow_of(method, models.flow)
+            region, _ = paint(case.image, center, spacing, flow, models.predictor, setting, generator)
             seconds = time.process_time() - started
             region = paint_anew(case.image, region, models.flow, generator, TASK.threshold)
             situation = Situation(case, models, painted={TASK.guidance: region})
@@ -101,8 +112,8 @@ def tensor_bytes(function: Callable[[], object]) -> int:
     return int(np.cumsum([size for _, size in sorted(changes, key=lambda change: change[0])]).max())
 
 
-def peak_of_painting(method: str) -> int:
-    """Bytes that the tensors of painting one field hold at most."""
+def painting(method: str) -> Callable[[], object]:
+    """One step of painting one field by the shipped models."""
     import torch
 
     from GenSegLogic import Volume
@@ -112,9 +123,26 @@ def peak_of_painting(method: str) -> int:
     models, autocast = shipped()
     image = Volume(np.full((64, 64, 64), -850, np.int16), np.diag([1.5, 1.5, 1.5, 1]), "lung", {})
     setting = replace(TASK.guidance_settings(), **{**METHODS[method], "steps": 1})
-    with autocast:
-        return tensor_bytes(lambda: paint(image, np.full(3, 48.0), 1.5, models.flow, models.predictor, setting,
-                                          torch.Generator()))
+    flow = flow_of(method, models.flow)
+
+    def paint_once() -> None:
+        with autocast:
+            paint(image, np.full(3, 48.0), 1.5, flow, models.predictor, setting, torch.Generator())
+
+    return paint_once
+
+
+def tensors_of(load: Callable[[], Callable[[], object]]) -> int:
+    """Bytes that the tensors hold at most in what a function loads, above what it loaded."""
+    return tensor_bytes(load())
+
+
+def process_of(load: Callable[[], Callable[[], object]]) -> tuple[object, int, int]:
+    """What a loaded function returns, by how many bytes it raises the process's peak, and to how many."""
+    work = load()
+    loaded = peak_bytes()
+    result = work()
+    return result, peak_bytes() - loaded, peak_bytes()
 
 
 def peak_of_wide_scan() -> int:
@@ -133,8 +161,8 @@ def peak_of_wide_scan() -> int:
     return peak_bytes()
 
 
-def guide_maisi(method: str) -> Callable[[], float]:
-    """Two guided steps of MAISI's own networks, random weights, on 64^3 voxels; called, they tell seconds of one."""
+def maisi_step(method: str) -> Callable[[], float]:
+    """Guidance by MAISI's own networks, random weights, on 64^3 voxels; called, it tells the second step's seconds."""
     import torch
 
     from GenSegLogic.evaluation.methods import TASK
@@ -148,7 +176,7 @@ def guide_maisi(method: str) -> Callable[[], float]:
     networks = [build("maisi-autoencoder", MAISI_AUTOENCODER), build("maisi-velocity", MAISI_VELOCITY)]
     for network in networks:
         network.eval().requires_grad_(False)
-    flow = LatentFlow(networks[0], networks[1], 1.0, 4, (-1000.0, 1000.0), "RAS", field_voxels=64)
+    flow = flow_of(method, LatentFlow(networks[0], networks[1], 1.0, 4, (-1000.0, 1000.0), "RAS", field_voxels=64))
     predictor = cnn().eval().requires_grad_(False)
     region = ball((16,) * 3, (7.5,) * 3, REGION_RADIUS * 16 - 1, 2.0)
     setting = replace(TASK.guidance_settings(), **METHODS[method], steps=2)
@@ -160,16 +188,6 @@ def guide_maisi(method: str) -> Callable[[], float]:
         return told[-1] - told[-2]  # the first step warms up
 
     return guide
-
-
-def step_of_maisi(method: str) -> tuple[float, int]:
-    """Seconds of a guided step, and bytes that the process takes in all; for a process of its own."""
-    return guide_maisi(method)(), peak_bytes()
-
-
-def tensors_of_maisi(method: str) -> int:
-    """Bytes that the tensors of the same hold at most, above the networks."""
-    return tensor_bytes(guide_maisi(method))
 
 
 def seconds_by_lung(parts: tuple[float, ...] = (0.5, 1.0)) -> list[tuple[float, float]]:
@@ -193,10 +211,13 @@ def seconds_by_lung(parts: tuple[float, ...] = (0.5, 1.0)) -> list[tuple[float, 
     return result[1:]
 
 
+LOADS: dict[str, Callable[[], Callable[[], object]]] = {
+    **{name: partial(painting, name) for name in METHODS},
+    **{f"MAISI, {name}": partial(maisi_step, name) for name in ONE_STEP},
+}
 IN_A_PROCESS: dict[str, Callable[[], Any]] = {
-    **{name: partial(peak_of_painting, name) for name in METHODS},
-    **{f"maisi, {name}": partial(step_of_maisi, name) for name in ONE_STEP},
-    **{f"tensors of maisi, {name}": partial(tensors_of_maisi, name) for name in ONE_STEP},
+    **{f"tensors of {name}": partial(tensors_of, load) for name, load in LOADS.items()},
+    **{f"process of {name}": partial(process_of, load) for name, load in LOADS.items()},
     "wide scan": peak_of_wide_scan,
 }
 
@@ -207,13 +228,13 @@ def in_a_process(name: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def print_ratios(title: str, seconds: dict[str, float], peaks: dict[str, int], more: dict[str, str]) -> None:
-    """One row a method, in multiples of the default; seconds and bytes by method, and what else there is to say."""
-    print(f"{title:20s} seconds  x time  tensor MB  x peak{'   Dice  default - this, 95 %' if more else ''}")
-    for name in seconds:
-        times, peak = seconds[name] / seconds["default"], peaks[name] / peaks["default"]
-        print(f"{name:20s} {seconds[name]:7.2f} {times:7.2f} {peaks[name] / MEGABYTE:10.0f} {peak:7.2f}"
-              f"{more.get(name, '')}")
+def print_ratios(title: str, measured: dict[str, dict[str, float]], more: dict[str, str]) -> None:
+    """One row a method, each measure also in multiples of the default's; measure -> method -> value."""
+    heads = "".join(f"{measure:>12s}      x" for measure in measured)
+    print(f"{title:20s}{heads}{'   Dice  default - this, 95 %' if more else ''}")
+    for name in next(iter(measured.values())):
+        cells = [f"{values[name]:12.2f} {values[name] / values['default']:6.2f}" for values in measured.values()]
+        print(f"{name:20s}{''.join(cells)}{more.get(name, '')}")
 
 
 def main() -> None:
@@ -234,12 +255,19 @@ def main() -> None:
     for name, scores in measured["dice"].items():
         low, high = bootstrap_interval(measured["dice"]["default"] - scores)
         told[name] = f" {scores.mean():6.3f}  [{low:.3f}, {high:.3f}]"
-    print_ratios(f"{len(cases)} nodules", {name: seconds.mean() for name, seconds in measured["seconds"].items()},
-                 {name: in_a_process(name) for name in METHODS}, told)
-    steps = {name: in_a_process(f"maisi, {name}") for name in ONE_STEP}
-    print_ratios("one step, MAISI-size", {name: seconds for name, (seconds, _) in steps.items()},
-                 {name: in_a_process(f"tensors of maisi, {name}") for name in ONE_STEP}, {})
-    print(f"peak of the process, MAISI-size: {steps['default'][1] / 1e9:.2f} GB")
+    alone = {name: in_a_process(f"process of {name}") for name in LOADS}
+    tensors = {name: in_a_process(f"tensors of {name}") / MEGABYTE for name in LOADS}
+    print_ratios(f"{len(cases)} nodules", {
+        "seconds": {name: seconds.mean() for name, seconds in measured["seconds"].items()},
+        "tensor MB": {name: tensors[name] for name in METHODS},
+        "process MB": {name: alone[name][1] / MEGABYTE for name in METHODS},
+    }, told)
+    print_ratios("one step, MAISI-size", {
+        "seconds": {name: alone[f"MAISI, {name}"][0] for name in ONE_STEP},
+        "tensor MB": {name: tensors[f"MAISI, {name}"] for name in ONE_STEP},
+        "process MB": {name: alone[f"MAISI, {name}"][1] / MEGABYTE for name in ONE_STEP},
+    }, {})
+    print(f"peak of the process, MAISI-size: {alone['MAISI, default'][2] / 1e9:.2f} GB")
     print(f"peak of the process, wide scan: {in_a_process('wide scan') / 1e9:.2f} GB")
     small, whole = seconds_by_lung()
     growth = (whole[1] / small[1]) / (whole[0] / small[0])
