@@ -114,11 +114,12 @@ def find_cases(folder: Path, masks: Mapping[str, Path] | None = None, output: Pa
             images.append(path)
     if not images:
         raise GenSegError(f"{folder} holds no scans: it needs {', '.join(_SCANS)} files or sub-folders with DICOM.")
-    names = [_stem(image if image.parent == folder else image.parent) for image in images]
+    entries = [image if image.parent == folder else image.parent for image in images]
+    names = [_stem(entry) for entry in entries]
     folded = [name.casefold() for name in names]  # some disks do not tell A from a
     cases = []
-    for image, name in zip(images, names, strict=True):
-        unique = name if folded.count(name.casefold()) == 1 else image.name
+    for image, entry, name in zip(images, entries, names, strict=True):
+        unique = name if folded.count(name.casefold()) == 1 else entry.name
         cases.append(Case(unique, image, {role: _mask_path(place, name) for role, place in (masks or {}).items()}))
     return cases
 

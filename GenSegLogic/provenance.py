@@ -66,7 +66,8 @@ def to_bytes(record: Mapping[str, Any]) -> bytes:
     text = json.dumps(plain({**record, _DIGEST: _NO_DIGEST}), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A file name that is no Unicode reads back as it was: JSON knows a backslash and four digits for such a letter.
     blank = text.encode("utf-8", "backslashreplace")
-    return blank.replace(_NO_DIGEST.encode(), hashlib.sha256(blank).hexdigest().encode())
+    before, after = blank.rsplit(_NO_DIGEST.encode(), 1)  # it comes last, and elsewhere zeros are meant
+    return before + hashlib.sha256(blank).hexdigest().encode() + after
 
 
 def read(directory: Path) -> dict[str, Any] | None:

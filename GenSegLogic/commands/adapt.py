@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.add_argument("--image", metavar="IMAGE", type=Path, action="append", required=True,
                         help="a scan to learn from: a file or a DICOM folder; give it again for further cases")
     parser.add_argument("--series", metavar="TEXT",
-                        help="which series of a DICOM folder: its UID or number (default: the largest)")
+                        help="which series of a DICOM folder: its UID or number (default: the largest scan)")
     parser.add_argument("--labels", metavar="FILE", type=Path, action="append", default=[],
                         help="its labels, one for each --image in the same order: a .seg.nrrd or a label volume")
     parser.add_argument("--numbers", metavar="TEXT",

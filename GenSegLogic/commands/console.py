@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -58,7 +59,10 @@ class Console:
 def _print(text: str, stream: TextIO, end: str = "\n") -> None:
     try:
         print(text, end=end, file=stream, flush=True)
-    except BrokenPipeError:  # Python itself would complain of it again when it ends
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
+            raise
+        # Python itself would complain of it again when it ends.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -41,7 +41,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--series``, for commands that run a task on a scan."""
     add_device_option(parser)
     parser.add_argument("--series", metavar="TEXT",
-                        help="which series of a DICOM folder: its UID or number (default: the largest)")
+                        help="which series of a DICOM folder: its UID or number (default: the largest scan)")
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

@@ -126,6 +126,8 @@ def ground_glass(above: np.ndarray, dense: np.ndarray, core: np.ndarray, spacing
     steps = spacing_ijk[::-1]
     in_blurs = steps / np.maximum(BLUR_MM, steps)  # distances in multiples of BLUR_MM, or of a voxel where that is more
     beyond = above & (ndimage.distance_transform_edt(~core, in_blurs) > 1)
+    if not beyond.any():  # SciPy would measure from a corner
+        return beyond
     return (above | dense) & (ndimage.distance_transform_edt(~beyond, in_blurs) <= 1)
 
 

@@ -305,7 +305,7 @@ def _read_header(path: Path) -> _Slice | None:
     size = (*reader.GetSize(), 1, 1)[:3]
     places, problem = np.empty((0, 4, 4)), ""
     try:
-        if size[2] > 1:
+        if size[2] > 1 or elements.of_frames[POSITION]:  # an enhanced file may hold one frame
             places = _frame_places(elements, size[2])
         else:
             places = _slice_place(field("0020|0032"), field("0020|0037"), field("0028|0030"))[None]

@@ -47,7 +47,7 @@ def read_volume(
 
     Args:
         path: file or folder; folders are searched with their sub-folders.
-        series: which DICOM series to take from a folder: its UID, or its series number; None takes the largest.
+        series: which DICOM series to take from a folder: its UID, or its series number; None takes the largest scan.
         layer: which number to take of a file that has several per voxel, as segmentations do whose segments overlap;
             None refuses such a file.
 
@@ -62,9 +62,9 @@ def read_volume(
     import SimpleITK
 
     path = Path(path)
-    check_name(path)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of ITK's warnings is checked here
     try:
+        check_name(path)
         if path.is_dir():
             volume = read_dicom_folder(path, series)
         elif path.is_file():

@@ -42,7 +42,7 @@ def check_meta_image(path: Path) -> list[str]:
     element = _ELEMENT_BYTES.get(fields["ElementType"].upper().removeprefix("MET_").removesuffix("_ARRAY"))
     if element is None or min(*sizes, *channels) < 1:
         raise GenSegError(f"{path} has a damaged MetaImage header (its size or type makes no sense); copy it again.")
-    if fields.get("BinaryData", "").lower() == "false":
+    if "BinaryData" in fields and not _is_true(fields["BinaryData"]):
         raise GenSegError(f"{path} keeps its voxels as text; convert it to one NRRD or MetaImage file of numbers.")
     unit = fields.get("DistanceUnits", "?").lower()
     if unit not in ("?", "mm"):
@@ -59,7 +59,7 @@ def check_meta_image(path: Path) -> list[str]:
     skipped = (_numbers(path, fields, "HeaderSize", 1) or [0])[0]  # -1: the voxels end with the file
     start = int(skipped) if skipped > 0 else header_bytes if local else 0
     available = data_path.stat().st_size - start
-    if fields.get("CompressedData", "").lower() == "true":
+    if _is_true(fields.get("CompressedData", "")):
         packed = _numbers(path, fields, "CompressedDataSize", 1) or [available]
         complete = 0 < packed[0] <= available and unpacked_bytes(data_path, start, int(packed[0])) == needed
     else:
@@ -84,6 +84,11 @@ def _read_header(path: Path) -> tuple[dict[str, str], int]:
                 raise GenSegError(f"{path} has a damaged MetaImage header (a field without a name); copy it again.")
             fields[key.strip()] = value.strip()
         return fields, file.tell()
+
+
+def _is_true(text: str) -> bool:
+    """Whether MetaIO takes it for true: by the first letter."""
+    return text[:1] in ("T", "t", "1")
 
 
 def _numbers(path: Path, fields: dict[str, str], key: str, count: int) -> list[float]:

@@ -22,7 +22,7 @@ def check_name(path: Path) -> None:
     if printable(path) != str(path):
         raise GenSegError(f"{printable(path)} has a name that is not UTF-8; rename it.")
     extension = re.search(r"\.(nii(\.gz)?|hdr|img)$", path.name, re.IGNORECASE)
-    if extension and extension[0] not in (extension[0].lower(), extension[0].upper()):
+    if extension and extension[0] not in (extension[0].lower(), extension[0].upper()) and not path.is_dir():
         raise GenSegError(
             f"{path} has an extension that mixes upper and lower case, which NIfTI does not allow; "
             f"rename it to end in {extension[0].lower()}."

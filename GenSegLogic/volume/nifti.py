@@ -55,10 +55,14 @@ def read_nifti_header(path: Path) -> NiftiHeader:
     """Read a NIfTI-1 header of either byte order, plain or gzip, one file or a pair.
 
     Raises:
-        GenSegError: if there is none, or it makes no sense: no voxels, a voxel size of zero, a sheared sform.
+        GenSegError: if there is none, half of a pair is missing, or it makes no sense: no voxels, a voxel size of
+            zero, a sheared sform.
     """
-    data_path = path.with_suffix(".img") if path.suffix.lower() == ".hdr" else path
-    header_path = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
+    other = {".hdr": ".img", ".img": ".hdr", ".HDR": ".IMG", ".IMG": ".HDR"}.get(path.suffix)
+    beside = path.with_suffix(other) if other else path
+    if not beside.is_file():
+        raise GenSegError(f"{path} needs {beside.name}, which is not beside it; copy both into one folder.")
+    header_path, data_path = (path, beside) if path.suffix.lower() == ".hdr" else (beside, path)
     header = _start(header_path, 348)
     order = next((sign for sign in "<>" if header[:4] == struct.pack(sign + "i", 348)), "")
     if not order or len(header) < 348:

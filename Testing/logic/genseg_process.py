@@ -23,8 +23,8 @@ def start(*words: object, **options: Any) -> subprocess.Popen[str]:
         sys.exit(main())
     """)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, env=environment, **options)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], text=True, env=environment, **options)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

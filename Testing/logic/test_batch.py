@@ -69,6 +69,13 @@ def test_cases_of_one_name_are_told_apart_whatever_the_disk_thinks_of_capitals(t
     assert sorted(case.name for case in cohort.find_cases(tmp_path)) == ["ONE.nii.gz", "one.nrrd", "two"]
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_scan(tmp_path, f"{name}.nrrd")
+        save_scan(tmp_path / name, "ct.nrrd")
+    assert [case.name for case in cohort.find_cases(tmp_path)] == ["one", "one.nrrd", "two", "two.nrrd"]
+
+
 def test_the_output_is_no_case_and_an_empty_folder_is_refused(scans: Path, tmp_path: Path) -> None:
     shutil.copytree(scans / "b", scans / "out" / "b")
     assert "out" not in [case.name for case in cohort.find_cases(scans, output=scans / "out")]

@@ -329,6 +329,19 @@ def test_the_work_goes_on_where_nobody_reads_what_it_prints(tmp_path: Path) -> N
     assert process.returncode == 0 and (tmp_path / "out" / "cases.csv").is_file()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+def test_the_work_goes_on_where_the_terminal_is_gone(scan: Path, tmp_path: Path) -> None:
+    """As after bash's disown."""
+    ours, its = os.openpty()
+    started = tmp_path / "started"
+    with start("threshold", scan, "-o", tmp_path / "out", "--pause", "0.2", "--started", started, stdout=its,
+               stderr=its, start_new_session=True) as process:
+        os.close(its)
+        wait_for(started, process)
+        os.close(ours)
+    assert process.returncode == 0 and (tmp_path / "out" / "bright.csv").is_file()
+
+
 # Commands that dispatch further
 
 

@@ -93,12 +93,12 @@ def write(
         meta.element(0x00020010, "UI", encoding.syntax), data.element(0x00080016, "UI", ENHANCED_CT),
         data.element(0x00080018, "UI", uid), data.element(0x00080060, "CS", "CT"),
         data.element(0x0020000E, "UI", "1.2.3"), data.element(0x00280002, "US", 1),
-        data.element(0x00280004, "CS", "MONOCHROME2"), data.element(0x00280008, "IS", str(FRAMES)),
+        data.element(0x00280004, "CS", "MONOCHROME2"), data.element(0x00280008, "IS", str(len(frames))),
         data.element(0x00280010, "US", 4), data.element(0x00280011, "US", 5), data.element(0x00280100, "US", 16),
         data.element(0x00280101, "US", 16), data.element(0x00280102, "US", 15), data.element(0x00280103, "US", 1),
         data.sequence(0x52009229, data.groups(shared, other)),
         data.sequence(0x52009230, *(data.groups(texts, other) for texts in frames)),
-        data.element(0x7FE00010, "OW", data.pack(f"{FRAMES * 20}h", *voxels(first).ravel().tolist())),
+        data.element(0x7FE00010, "OW", b"".join(data.pack("h", v) for v in voxels(first)[: len(frames)].flat)),
     )  # fmt: skip
     path.write_bytes(bytes(128) + b"DICM" + b"".join(elements))
     return path
@@ -130,6 +130,13 @@ def test_several_files_of_one_series_are_one_stack(tmp_path: Path) -> None:
     write(tmp_path / "lower.dcm", EVEN)
     volume = read_volume(tmp_path)
     assert np.array_equal(volume.voxels, 2 * np.concatenate([voxels(), voxels(500)]) - 1000)
+
+
+def test_a_file_may_hold_one_frame(tmp_path: Path) -> None:
+    for k, frame in enumerate(EVEN):
+        write(tmp_path / f"{k}.dcm", [frame], uid=f"1.2.3.{k}", first=20 * k)
+    volume = read_volume(tmp_path)
+    assert np.array_equal(volume.voxels, 2 * voxels() - 1000) and volume.spacing.tolist() == [0.7, 0.8, 2]
 
 
 @pytest.mark.parametrize("undefined", [False, True])

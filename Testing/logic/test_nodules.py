@@ -22,6 +22,7 @@ from GenSegLogic.nodules.segments import (
     RELATIVE_THRESHOLD,
     Finding,
     component_at,
+    ground_glass,
     nodules_from_residual,
     window_around,
 )
@@ -203,6 +204,14 @@ def test_an_axial_slice_of_a_nodule_has_no_hole(orientation: str) -> None:
     truth = draw(ball, *grid).voxels > RELATIVE_THRESHOLD * 800
     assert (truth & ~(draw(tunnelled, *grid).voxels > 200)).sum() > 20
     assert dice(found, truth) > 0.97
+
+
+def test_where_there_is_no_ground_glass_none_is_added() -> None:
+    core = np.zeros((4, 4, 4), bool)
+    core[0, 0, 1] = True
+    dense = core.copy()
+    dense[0, 0, 0] = True
+    assert not ground_glass(np.zeros_like(core), dense, core, np.ones(3)).any()
 
 
 @pytest.mark.parametrize("shape", ["ball", "ellipsoid", "lobulated", "smallest"])

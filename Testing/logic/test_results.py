@@ -201,6 +201,12 @@ def test_a_provenance_that_was_edited_is_kept(results: Results, tmp_path: Path) 
     assert (tmp_path / "kept-1-provenance.json").read_text(encoding="utf-8") == edited
 
 
+def test_zeros_in_a_provenance_stay_zeros(tmp_path: Path) -> None:
+    Results(provenance={"task": "some", "note": "0" * 64}).save(tmp_path)
+    found = provenance.read(tmp_path)
+    assert found is not None and found["note"] == "0" * 64
+
+
 def test_links_are_kept(results: Results, tmp_path: Path) -> None:
     (tmp_path / "bright.csv").symlink_to(tmp_path / "nowhere")
     results.save(tmp_path)
