@@ -97,12 +97,12 @@ def look_at_click(
     """What lies at ``click`` (LPS mm), if a nodule is as likely there as none: its log odds are what recipes calibrate.
 
     Large pale nodules are seen by the coarse look alone. Its place is eight times as large and as likely to hold
-    something else, which its logit is lowered for (ours). The centre is where the fine look sees the nodule, if that is
-    within CLICK_REACH_MM of the click, for readers do not hit the middle; else the click.
+    something else, which its logit is lowered for (ours). The centre is where the fine look sees most of a nodule, if
+    that is within CLICK_REACH_MM of the click, for readers do not hit the middle; else the click.
     """
     fine, coarse = (
         look(image, click, predictor, window_hu, spacing, CLICK_DEVIATION_MM) for spacing in (FINE_MM, COARSE_MM)
     )
-    seen = fine.logit > 0 and float(np.linalg.norm(fine.center - click)) <= CLICK_REACH_MM
+    near = float(np.linalg.norm(fine.center - click)) <= CLICK_REACH_MM
     logit = max(fine.logit, coarse.logit - 3 * float(np.log(COARSE_MM / FINE_MM)))
-    return Look(logit, fine.center if seen else np.asarray(click, float))
+    return Look(logit, fine.center if near else np.asarray(click, float))

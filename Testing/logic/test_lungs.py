@@ -16,6 +16,7 @@ from GenSegLogic.volume import Volume, read_volume, resample_like
 
 CIP = "acil-bwh__ChestImagingPlatform/Testing/Data/Input"
 C3N = "deep-learning-with-pytorch__dlwpt-code/derived/C3N-00247"
+IBSI = "theibsi__data_sets/ibsi_1_ct_radiomics_phantom/nifti/image/phantom.nii.gz"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,22 @@ def test_a_scan_that_cuts_the_lungs_off_still_shows_them(scan: tuple[Volume, Vol
     assert dice(on_grid(lung_mask(cut), cut), lungs.voxels[part] > 0) > 0.9
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_scan_cut_off_at_the_lungs_still_shows_them(scan: tuple[Volume, Volume, Volume], share: float) -> None:
+    """Along the sides of its box, or along a plane through the right lung: lung is no outside where it is cut."""
+    image, lungs, _ = scan
+    inside = np.argwhere(lungs.voxels > 0)
+    low, high = inside.min(0), inside.max(0) + 1
+    low[2] += round(share * (high[2] - low[2]))
+    part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    affine = image.affine.copy()
+    affine[:3, 3] = image.to_lps(low[::-1])
+    cut = Volume(image.voxels[part], affine, "cut.nrrd")
+    found, truth = on_grid(lung_mask(cut), cut), lungs.voxels[part] > 0
+    assert dice(found, truth) > 0.9
+    assert min(found[k][truth[k]].mean() for k in range(len(truth)) if truth[k].mean() > 0.1) > 0.85
+
+
 @pytest.mark.parametrize("fill", [-1000, 40, 0])
 def test_a_scan_without_lungs_is_refused_in_one_sentence(fill: int) -> None:
     volume = Volume(np.full((20, 40, 40), fill, np.int16), np.diag([3.0, 3, 3, 1]), "leg.nrrd")
@@ -137,5 +154,12 @@ def test_the_lungs_of_a_real_scan_hold_its_nodule(realdata: Path) -> None:
     found = on_grid(lung_mask(image), image)
     volume_ml = found.sum() * float(np.prod(image.spacing)) / 1000
     assert 2_000 < volume_ml < 8_000
-    assert found[nodule].mean() > 0.6  # it grows into the diaphragm
+    assert found[nodule].mean() > 0.9
+
+
+def test_the_lung_of_a_real_scan_of_one_half_is_found(realdata: Path) -> None:
+    image = read_volume(realdata / IBSI)
+    found = on_grid(lung_mask(image), image)
+    air = (image.voxels > -950) & (image.voxels < -700)
+    assert 0.5 < found.sum() * float(np.prod(image.spacing)) / 1e6 < 1.5 and found[air].mean() > 0.6
     assert -950 < np.median(image.voxels[found]) < -700

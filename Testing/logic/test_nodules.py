@@ -359,6 +359,14 @@ class OneSidedDetector(BlobDetector):
         return logits
 
 
+class DoubtfulDetector(BlobDetector):
+    """Sees what there is, and takes none of it for a nodule."""
+
+    def logit_map(self, x: Tensor) -> Tensor:
+        """As of a detector that is sure, less 60."""
+        return super().logit_map(x) - 60
+
+
 def test_what_is_seen_in_half_of_the_mirrored_cubes_counts_half() -> None:
     blob = np.array([4.0, -24.0, 24.0])
     image, _ = lung_scan("LPS", [tuple(blob)])
@@ -385,10 +393,12 @@ def test_a_click_beside_a_nodule_means_the_nodule() -> None:
     image, _ = lung_scan("LPS", [tuple(blob)])
     detector = BlobDetector((4, 4, 4))
     for offset in ([4.0, 0.0, 0.0], [0.0, -3.0, 2.5]):
-        found = look_at_click(image, blob + np.array(offset), detector, WINDOW).center
-        assert np.linalg.norm(found - blob) < 0.6 * np.linalg.norm(offset)
+        found = look_at_click(image, blob + np.array(offset), detector, WINDOW)
+        assert np.linalg.norm(found.center - blob) < 0.6 * np.linalg.norm(offset)
+        doubtful = look_at_click(image, blob + np.array(offset), DoubtfulDetector((4, 4, 4)), WINDOW)
+        assert doubtful.logit < -10 and np.allclose(doubtful.center, found.center, atol=0.1)
     nowhere = blob + np.array([40.0, 0.0, 0.0])
-    assert np.array_equal(look_at_click(image, nowhere, detector, WINDOW).center, nowhere)
+    assert np.allclose(look_at_click(image, nowhere, detector, WINDOW).center, nowhere, atol=0.1)
 
 
 def test_of_two_nodules_close_by_the_clicked_one_is_meant() -> None:
