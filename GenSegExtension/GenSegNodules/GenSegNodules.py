@@ -100,8 +100,9 @@ class GenSegNodulesWidget(TaskPanel):
         self.ui.lungsSelector.toolTip = _(
             "{mask}. Of a segmentation, the segments that are lungs or their lobes by terminology or have \"lung\" in "
             "their name are taken; all of them where none is.").format(mask=NoduleTask.inputs["lungs"])
-        self.ui.seedSelector.toolTip = _("Suspicious spots, placed in the slice views; the whole lung is searched "
-                                         "without one.")
+        self.ui.seedSelector.toolTip = _("Suspicious spots: create a list of points here, press the button beside it, "
+                                         "and click on them in the slice views. Without one, the whole lung is "
+                                         "searched.")
         self.ui.seedPlaceWidget.buttonsVisible = False  # colour, lock and the like, which squeeze the selector
         self.ui.seedPlaceWidget.placeButton().show()
         self.ui.seedPlaceWidget.deleteButton().show()
@@ -121,7 +122,8 @@ class GenSegNodulesWidget(TaskPanel):
     def exit(self):
         """The user goes to another module; a job goes on."""
         self.review.removeKeys()
-        self.ui.seedPlaceWidget.placeModeEnabled = False
+        if self.ui.seedPlaceWidget.placeModeEnabled:  # else the user's own mouse mode would end
+            self.ui.seedPlaceWidget.placeModeEnabled = False
         super().exit()
 
     def setParameterNode(self, parameterNode):

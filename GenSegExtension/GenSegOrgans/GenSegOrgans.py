@@ -95,7 +95,8 @@ class GenSegOrgansWidget(TaskPanel):
 
     def cleanup(self):
         """The panel goes away: end its job and its learning."""
-        self.adaptation.stop()
+        if self.adaptation.busy:
+            self.adaptation.adaptation.cancel()
         super().cleanup()
 
     def onSceneStartClose(self, caller=None, event=None):

@@ -240,6 +240,9 @@ class Adaptation:
     def _end(self, state: str) -> None:
         self.state = state
         self._timer.stop()
+        self._timer.disconnect("timeout()", self.poll)  # else it would keep this, and the nodes, for ever
+        self._timer.deleteLater()
+        self._nodes = []
         self._preparing.close()
         if self._process is not None:
             self._process.kill()

@@ -31,6 +31,7 @@ class AdaptationSection:
         """
         self.ui, self._parameterNode, self._onBundle = ui, parameterNode, onBundle
         self.adaptation: Adaptation | None = None
+        self._toolTip = ui.adaptButton.toolTip
         ui.addCaseButton.connect("clicked()", self.onAdd)
         ui.clearCasesButton.connect("clicked()", self.onClear)
         ui.adaptButton.connect("clicked()", self.onAdapt)
@@ -59,8 +60,7 @@ class AdaptationSection:
         self.ui.adaptButton.enabled = self.busy or bool(self.cases())
         self.ui.adaptButton.toolTip = (
             _("End the learning; no model is written.") if self.busy else
-            _("Learn a model of your own from the cases in the list.") if self.cases() else
-            _("Add the cases to learn from first."))
+            self._toolTip if self.cases() else _("Add the cases to learn from first."))
         self.ui.adaptProgressBar.visible = self.busy
 
     def onAdd(self) -> None:
@@ -117,7 +117,7 @@ class AdaptationSection:
         self.refresh()
 
     def stop(self) -> None:
-        """End the learning, because the user or the end of the panel wants it."""
+        """End the learning."""
         if self.adaptation is not None:
             self.adaptation.cancel()
         self.refresh()

@@ -200,7 +200,7 @@ class PanelJob:
             self._timer = None
         self._scene.RemoveObserver(self._observer)
         self._service.jobs.discard(self)
-        self._volumes = {}
+        del self._volumes, self._write  # which hold the scan
         self.seconds = time.monotonic() - self._started
         self.state = state
         if state == "done" and self._onFinished is not None:

@@ -97,10 +97,12 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The panel goes away: end its job, and the service unless another panel needs it."""
         if self.controls.busy:
             self.controls.job.abandon()
-        if not self.logic.service.jobs:  # first, for the widgets may be gone already when the application ends
+        if not self.logic.service.jobs:
             self.logic.service.stop()
-        self.exit()
-        self.review.setSegmentation(None)
+        if self.parent:  # false of a widget that is gone, as when the application ends
+            self.exit()
+            self.review.setSegmentation(None)
+        self.review.removeObservers()
         self.removeObservers()
 
     def enter(self) -> None:
@@ -114,6 +116,9 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneStartClose(self, caller: Any = None, event: Any = None) -> None:
         """The job, if any, cancels itself."""
+        if not self.controls.busy:
+            self.controls.job = None  # it holds the nodes that go away
+            self.controls.tell("")  # which would else be read as the next patient's
         self.review.setSegmentation(None)
         self.setParameterNode(None)
 

@@ -45,6 +45,7 @@ class RunReview(VTKObservationMixin):
         self._ids: list[str] = []
         self._toolTips: dict[str, str] = {}
         ui.findingsTable.connect("itemSelectionChanged()", self.onRowSelected)
+        ui.findingsTable.connect("cellClicked(int,int)", self.onRowClicked)
         ui.copyButton.connect("clicked()", self.copy)
         ui.exportButton.connect("clicked()", self.export)
         ui.editButton.connect("clicked()", self.editInSegmentEditor)
@@ -69,6 +70,8 @@ class RunReview(VTKObservationMixin):
         """Show the run that ``node`` belongs to; None: nothing."""
         if self.node is not None:
             self.removeObservers()
+        if node is not self.node:
+            self._ids = []  # a row that was selected in another run says nothing of this one
         self.node = node
         if node is not None:
             for event in (slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved,
@@ -124,7 +127,9 @@ class RunReview(VTKObservationMixin):
         """What a panel's own review shows besides; called by :meth:`refresh`."""
 
     def _fillTable(self) -> None:
+        """Fill it anew; what was selected stays so, in whatever row it now is, and nothing else is."""
         widget, row = self.ui.findingsTable, self.currentRow()
+        chosen = {self._ids[row], widget.item(row, 0).text()} if 0 <= row < len(self._ids) else set()
         rows, headings = self.rows() if self.node is not None else [], self.headings()
         widget.rowCount, widget.columnCount = len(rows), len(headings)
         widget.setHorizontalHeaderLabels(headings)
@@ -133,8 +138,11 @@ class RunReview(VTKObservationMixin):
                 widget.setItem(index, column, qt.QTableWidgetItem(text))
         widget.resizeColumnsToContents()
         self._ids = [segment for segment, _texts in rows]
-        if 0 <= row < len(rows):
-            widget.selectRow(row)
+        found = [index for index, (segment, texts) in enumerate(rows) if segment in chosen or texts[0] in chosen]
+        if found:
+            widget.selectRow(found[0])
+        else:
+            widget.setCurrentCell(-1, -1)
 
     def _onSceneChanged(self, caller: Any, event: str) -> None:
         if not self.updating:
@@ -169,6 +177,10 @@ class RunReview(VTKObservationMixin):
         segment = self.currentSegment()
         if segment is not None and not self.updating and not findings.jump_to_finding(self.node, segment):
             self._tell(self.emptyText())
+
+    def onRowClicked(self, row: int, column: int) -> None:
+        """Jump there also where the row is selected already: the views may have moved since."""
+        self.onRowSelected()
 
     # Display
 

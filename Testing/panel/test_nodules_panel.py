@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import panel_stand_in
 import pytest
+import shiboken6
 import slicer
 
 from GenSegScene import display, findings, runs
@@ -217,6 +220,18 @@ def test_unloading_the_panel_ends_its_job(panel, chest, service):
     assert job.state == "cancelled" and not service.jobs and not service.running
 
 
+def test_cleaning_up_when_the_widgets_are_gone_ends_the_job_and_observes_nothing(done, service):
+    done.ui.applyButton.click()
+    job, module = done.controls.job, slicer.modules.gensegnodules
+    slicer.util.selectModule("SegmentEditor")
+    done.enter()
+    shiboken6.delete(done.parent._object)  # as the main window does when the application ends
+    done.cleanup()
+    assert job.state == "cancelled" and not service.jobs and not service.running
+    assert done.Observations == done.review.Observations == []
+    module._representation = module._widget = None
+
+
 def test_the_threshold_moves_the_display_live_and_the_segments_on_release(done):
     node, slider = done.review.node, done.ui.thresholdSlider
     residual = runs.related(node, "residual")
@@ -254,6 +269,43 @@ def test_findings_are_worked_through_by_keys_and_kept(done):
     assert done.review.currentRow() == 1
     done.ui.thresholdSlider._object.drag(885.0)
     assert findings.status_of(node, second) == "rejected"  # a reviewed finding is never replaced
+
+
+def test_a_click_jumps_to_the_selected_row_too(done):
+    slice_node = slicer.util.getNodesByClass("vtkMRMLSliceNode")[0]
+    middle = slice_node.GetSliceToRAS().GetElement(2, 3)
+    display.jump_to((0.0, 0.0, 1000.0))
+    done.ui.findingsTable._object.cellClicked.emit(0, 0)  # selected already
+    assert slice_node.GetSliceToRAS().GetElement(2, 3) == middle
+
+
+def test_the_selected_finding_stays_selected_and_no_other_takes_its_place(done):
+    node = done.review.node
+
+    def chosen():
+        segment = done.review.currentSegment()
+        return node.GetSegmentation().GetSegment(segment).GetName() if segment is not None else None
+
+    done.review.goTo(1)
+    done.review.accept()
+    assert chosen() == "Nodule 1"
+    done.ui.thresholdSlider._object.drag(200.0)  # what was accepted comes first now
+    assert chosen() == "Nodule 1" and done.review.currentRow() == 1
+    node.GetSegmentation().RemoveSegment(done.review._ids[0])
+    assert chosen() == "Nodule 1" and done.review.currentRow() == 0
+    node.GetSegmentation().RemoveSegment(done.review._ids[0])
+    assert chosen() is None and done.review.currentRow() == -1
+
+
+def test_a_row_of_one_run_is_not_selected_in_another(done):
+    first = done.review.node
+    assert apply_and_wait(done).state == "done" and done.review.node is not first
+    done.review.goTo(1)
+    done.ui.resultSelector._object.choose(first)
+    assert done.review.currentSegment() is None
+    done.review.accept()
+    assert done.ui.statusLabel.text == "Select a finding in the table first."
+    assert [one.status for one in findings.findings(first)] == ["", ""]
 
 
 def test_keys_exist_while_the_panel_is_shown(done):
@@ -349,6 +401,36 @@ def test_a_finished_job_holds_no_voxels(done):
     results = done.controls.job.results
     assert results.summary == "2 nodules." or results.summary.startswith("2 nodules")
     assert not results.volumes and not results.segmentations
+
+
+def test_a_closed_scene_is_not_held_by_the_finished_job(done):
+    job, held = weakref.ref(done.controls.job), weakref.ref(done.review.related("residual"))
+    slicer.mrmlScene.Clear(False)
+    gc.collect()
+    assert job() is None and held() is None and done.ui.statusLabel.text == ""
+
+
+def test_a_cancelled_job_does_not_hold_the_scan(panel, chest):
+    panel.ui.inputSelector.setCurrentNode(other_patient(chest))
+    held = weakref.ref(panel.ui.inputSelector.currentNode())
+    panel.ui.stepsSpinBox.value = 80
+    panel.ui.applyButton.click()
+    slicer.mrmlScene.Clear(False)
+    wait_for(lambda: not panel.controls.busy)
+    gc.collect()
+    assert panel.controls.job.state == "cancelled" and held() is None
+
+
+def test_leaving_the_panel_ends_placing_and_no_other_mouse_mode(panel):
+    mouse, place = slicer.app.applicationLogic().GetInteractionNode(), panel.ui.seedPlaceWidget
+    spots = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Spots")
+    for before, after in ((mouse.Place, mouse.ViewTransform), (mouse.AdjustWindowLevel, mouse.AdjustWindowLevel)):
+        panel.ui.seedSelector.setCurrentNode(spots)
+        assert place.currentNode() is spots
+        mouse.SetCurrentInteractionMode(before)
+        slicer.util.selectModule("SegmentEditor")
+        assert mouse.GetCurrentInteractionMode() == after
+        slicer.util.selectModule("GenSegNodules")
 
 
 def test_what_nobody_expected_is_told_in_the_panel(panel, chest, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -411,11 +413,16 @@ def begin_to_learn(panel, name):
 
 
 def test_a_scene_that_is_closed_before_its_cases_are_handed_over_ends_the_learning(panel, abdomen, marked):
+    assert "Add the cases" in panel.ui.adaptButton.toolTip
     add_case(panel, abdomen, marked)
+    assert "The scans stay on this computer" in panel.ui.adaptButton.toolTip
     begin_to_learn(panel, "closed")
     slicer.mrmlScene.Clear(False)
     assert panel.adaptation.adaptation.state == "cancelled" and not panel.adaptation.busy
     assert "The scene was closed" in panel.ui.adaptStatusLabel.text and panel.ui.adaptButton.text == "Adapt"
+    ended, panel.adaptation.adaptation = weakref.ref(panel.adaptation.adaptation), None
+    gc.collect()
+    assert ended() is None  # nor does its timer hold it, with the nodes
 
 
 def test_learning_outlives_the_scene_once_it_has_its_cases(panel, abdomen, marked):
@@ -479,6 +486,14 @@ def test_learning_ends_with_slicer_however_that_ends(panel, abdomen, marked, mon
     assert learning._process.wait(20) == 1
     assert not Path(learning._folder.name).exists()  # the scans of the cases
     panel.adaptation.stop()
+
+
+def test_a_panel_that_goes_ends_its_learning_without_its_widgets(panel, abdomen, marked, monkeypatch):
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "gone")
+    monkeypatch.setattr(panel.adaptation, "refresh", lambda: pytest.fail("the widgets may be gone already"))
+    panel.cleanup()
+    assert panel.adaptation.adaptation.state == "cancelled"
 
 
 def test_learning_can_be_stopped(panel, abdomen, marked):

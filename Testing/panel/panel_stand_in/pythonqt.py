@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import shiboken6
 from PySide6 import QtCore
 
 from . import facts
@@ -53,7 +54,7 @@ class PythonQtObject:
         return id(self._object)
 
     def __bool__(self) -> bool:
-        return True
+        return shiboken6.isValid(self._object)
 
     def className(self) -> str:
         """Name of the C++ class."""

@@ -138,7 +138,6 @@ class qMRMLNodeComboBox(_SceneWidget):
 class qSlicerMarkupsPlaceWidget(_SceneWidget):
     """Places points in the views; :meth:`click` is what a user does with the mouse."""
 
-    placeModeEnabled = _plain(bool, "placeModeEnabled", False)
     buttonsVisible = _plain(bool, "buttonsVisible", True)
 
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
@@ -151,6 +150,17 @@ class qSlicerMarkupsPlaceWidget(_SceneWidget):
 
     def deleteButton(self) -> QtWidgets.QToolButton:
         return self._delete
+
+    def _setPlacing(self, wanted: bool) -> None:
+        mode = slicer.app.applicationLogic().GetInteractionNode()
+        if self._node is not None:  # as on the desktop, switching it off ends any other mode too
+            mode.SetCurrentInteractionMode(mode.Place if wanted else mode.ViewTransform)
+
+    def _placing(self) -> bool:
+        mode = slicer.app.applicationLogic().GetInteractionNode()
+        return self._node is not None and mode.GetCurrentInteractionMode() == mode.Place
+
+    placeModeEnabled = Property(bool, _placing, _setPlacing)
 
     def currentNode(self) -> Any:
         return self._node
