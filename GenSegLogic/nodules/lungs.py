@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy import ndimage
 
@@ -47,7 +49,7 @@ def lung_mask(image: Volume) -> Volume:
         )
     mask = np.zeros_like(air)
     for label in large:
-        mask |= close_by(labels == label, CLOSING_MM / LUNG_GRID_MM)
+        mask |= close_by(with_cut_slices(labels == label, outside), CLOSING_MM / LUNG_GRID_MM)
     return Volume(mask.astype(np.uint8), affine, f"lungs of {image.name}")
 
 
@@ -65,6 +67,21 @@ def outside_of(air: np.ndarray, scanned: np.ndarray) -> np.ndarray:
     outside = along > ALONG_BORDER * np.sqrt(np.bincount(labels.ravel(), minlength=count + 1))
     outside[0] = False
     return outside[labels]
+
+
+def with_cut_slices(lung: np.ndarray, outside: np.ndarray) -> np.ndarray:
+    """A lung (K, J, I) and what goes on in it of the outside: it lies along the border where much of it is cut off.
+
+    It goes on in the lung of the slice above or below if that covers more than half of it.
+    """
+    lung = lung.copy()
+    slices = range(len(lung))
+    for next_to, k in (*pairwise(slices), *pairwise(slices[::-1])):  # what is added goes on in turn
+        labels, _ = ndimage.label(outside[k])
+        covered = np.bincount(labels[lung[next_to]], minlength=labels.max() + 1) > np.bincount(labels.ravel()) / 2
+        covered[0] = False
+        lung[k] |= covered[labels]
+    return lung
 
 
 def close_by(mask: np.ndarray, radius_voxels: float) -> np.ndarray:

@@ -111,7 +111,7 @@ def test_a_scan_that_cuts_the_lungs_off_still_shows_them(scan: tuple[Volume, Vol
     assert dice(on_grid(lung_mask(cut), cut), lungs.voxels[part] > 0) > 0.9
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.4])
 def test_a_scan_cut_off_at_the_lungs_still_shows_them(scan: tuple[Volume, Volume, Volume], share: float) -> None:
     """Along the sides of its box, or along a plane through the right lung: lung is no outside where it is cut."""
     image, lungs, _ = scan
@@ -124,7 +124,7 @@ def test_a_scan_cut_off_at_the_lungs_still_shows_them(scan: tuple[Volume, Volume
     cut = Volume(image.voxels[part], affine, "cut.nrrd")
     found, truth = on_grid(lung_mask(cut), cut), lungs.voxels[part] > 0
     assert dice(found, truth) > 0.9
-    assert min(found[k][truth[k]].mean() for k in range(len(truth)) if truth[k].mean() > 0.1) > 0.85
+    assert min(found[k][truth[k]].mean() for k in range(len(truth)) if truth[k].mean() > 0.1) > 0.75
 
 
 @pytest.mark.parametrize("fill", [-1000, 40, 0])
