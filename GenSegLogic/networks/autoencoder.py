@@ -6,8 +6,6 @@ resolution: at equal error it decodes ten times faster than MAISI's decoder in s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 from .predictors import ResidualBlock
@@ -54,10 +52,6 @@ class FoldingAutoencoder(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Latent -> image."""
         return unfold(self.decoder(latent).float())
-
-    def decoding_blocks(self) -> list[Callable[[Tensor], Tensor]]:
-        """What :meth:`decode` consists of, one after another."""
-        return [*self.decoder, unfold]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Image -> reconstruction from a sample, mean, standard deviation."""

@@ -60,15 +60,7 @@ CLASS_LABELS = {"unconditional": 0, "ct": 1, "mr": 8, "mr-t1": 9, "mr-t2": 10, "
 """The published networks' class label of each modality."""
 
 
-class MaisiAutoencoder(AutoencoderKlMaisi):
-    """MONAI's class, which can also be decoded block by block."""
-
-    def decoding_blocks(self) -> list[nn.Module]:
-        """What `decode` consists of, one after another."""
-        return [self.post_quant_conv, *self.decoder.blocks]
-
-
-def autoencoder(**arguments: Any) -> MaisiAutoencoder:
+def autoencoder(**arguments: Any) -> AutoencoderKlMaisi:
     """Build MONAI's MAISI autoencoder: image[B, 1, ...] <-> latent[B, latent_channels, ... / 2^(levels - 1)].
 
     `arguments` are MONAI's. Where they are silent, choices that work on a CPU hold: three dimensions, normalisation in
@@ -76,7 +68,7 @@ def autoencoder(**arguments: Any) -> MaisiAutoencoder:
     """
     defaults = {"spatial_dims": 3, "norm_float16": False, "num_splits": 1}
     arguments.pop("use_flash_attention", None)
-    network = MaisiAutoencoder(**(defaults | arguments))
+    network = AutoencoderKlMaisi(**(defaults | arguments))
     _attend_without_matrix(network)
     return network
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..bundles.weights import LoadedBundle
 from ..errors import GenSegError
+from ..networks.frozen import FrozenConvolutions
 from ..networks.predictors import NodulePredictor
 
 CT_CLASS = 1
@@ -52,12 +52,9 @@ class LatentFlow:
         return self._own_axes(self.autoencoder.decode(self._own_axes(latent / self.scale)).float())
 
     def decode_for_gradient(self, latent: Tensor) -> Tensor:
-        """:meth:`decode`, made anew block by block for the gradient: of the activations, the memory's peak, only what
-        passes between the blocks is held, and the inside of one block at a time."""
-        x = self._own_axes(latent / self.scale)
-        for block in self.autoencoder.decoding_blocks():
-            x = checkpoint(block, x, use_reentrant=False)
-        return self._own_axes(x.float())
+        """:meth:`decode`, which holds less until the gradient is taken: the activations are the memory's peak."""
+        with FrozenConvolutions():
+            return self.decode(latent)
 
     def _own_axes(self, x: Tensor) -> Tensor:
         """MAISI's published networks take their tensors along i, j, k; ours along k, j, i. Its own inverse."""

@@ -4,8 +4,8 @@ Seconds are of processor time, so that other work on the machine does not count.
 
 Memory is measured twice, above the loaded models: the most that tensors hold at once, as
 `torch.cuda.max_memory_allocated` counts it on a GPU, and the growth of a process of its own, to which libraries add
-what they load and keep on first use, whatever the method. Plain guidance holds the activations of all that it goes
-through, without checkpoints. All methods paint the same nodules of the phantoms' test split from the same noise.
+what they load and keep on first use, whatever the method. Plain guidance holds all that torch keeps for a gradient. All
+methods paint the same nodules of the phantoms' test split from the same noise.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def shipped():
 
 
 def flow_of(method: str, flow):
-    """The flow that a method paints with: only the default checkpoints its decoder."""
+    """The flow that a method paints with: only the default's decoder is sparing."""
     from GenSegLogic.nodules.models import LatentFlow
 
     class Plain(LatentFlow):
