@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -114,6 +116,10 @@ class AdaptationSection:
             self._tell(str(error))
         except OSError as error:  # a full disk, or no right to write
             self._tell(_("Learning could not start: {reason}.").format(reason=error))
+        except Exception as error:  # a mistake of ours or of a library: one sentence, the log and the tool tip the rest
+            logging.exception("GenSeg: learning could not start")
+            self._tell(_("Learning could not start ({reason}).").format(reason=f"{type(error).__name__}: {error}"),
+                       traceback.format_exc())
         self.refresh()
 
     def stop(self) -> None:

@@ -161,7 +161,7 @@ class FindingsReview(RunReview):
             self._tell(str(error))
         else:
             kept = self.node.GetSegmentation().GetNumberOfSegments() - len(ids)
-            self._tell(_("{count} findings at {value:.0f} HU, {kept} kept as you left them.").format(
+            self._tell(_("Findings at {value:.0f} HU: {count}; kept as you left them: {kept}.").format(
                 count=len(ids), value=value, kept=kept))
         finally:
             slicer.app.restoreOverrideCursor()

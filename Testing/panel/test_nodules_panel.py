@@ -242,7 +242,7 @@ def test_the_threshold_moves_the_display_live_and_the_segments_on_release(done):
     slider._object.drag(500.0, 880.0)  # the second ball has 870 HU, the first 890
     assert display.displayed_threshold(residual) == 880.0
     assert done.ui.findingsTable.rowCount == 1 and done.review.threshold() == 880.0
-    assert "1 findings at 880 HU" in done.ui.statusLabel.text
+    assert "Findings at 880 HU: 1;" in done.ui.statusLabel.text
     slider._object.drag(150.0)
     assert done.ui.findingsTable.rowCount == 2
 
@@ -589,7 +589,7 @@ def test_a_saved_scene_opens_as_it_was_left(done, tmp_path):
     assert done.ui.findingsTable.rowCount == 2
     assert [one.status for one in findings.findings(done.review.node)] == ["accepted", ""]
     done.ui.thresholdSlider._object.drag(200.0)  # still without the model
-    assert "findings at 200 HU, 1 kept" in done.ui.statusLabel.text
+    assert "Findings at 200 HU: " in done.ui.statusLabel.text and "left them: 1." in done.ui.statusLabel.text
 
 
 def test_a_scan_under_a_warp_is_hardened_by_one_click(panel, chest):

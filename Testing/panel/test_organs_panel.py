@@ -459,6 +459,16 @@ def test_a_disk_that_cannot_be_written_ends_as_one_sentence(panel, abdomen, mark
     assert panel.ui.adaptStatusLabel.toolTip == "What happened last."
 
 
+def test_a_mistake_of_ours_ends_as_one_sentence_with_the_rest_in_the_tool_tip(panel, abdomen, marked, monkeypatch):
+    add_case(panel, abdomen, marked)
+    panel.ui.adaptNameEdit.text = "unwritten"
+    with monkeypatch.context() as missing:
+        missing.setattr(slicer.app, "temporaryPath", 5)
+        panel.ui.adaptButton.click()
+    assert "Learning could not start (TypeError: " in panel.ui.adaptStatusLabel.text and not panel.adaptation.busy
+    assert "Traceback" in panel.ui.adaptStatusLabel.toolTip
+
+
 def test_learning_ends_with_a_bundle_that_is_chosen_and_can_be_used(panel, abdomen, marked):
     panel.ui.inputSelector.setCurrentNode(abdomen)
     add_case(panel, abdomen, marked)
