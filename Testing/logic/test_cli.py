@@ -299,7 +299,8 @@ def test_help_needs_no_heavy_library() -> None:
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_an_interrupt_ends_in_one_word_and_leaves_nothing(scan: Path, tmp_path: Path, number: str) -> None:
     started = tmp_path / "started"
-    with start("threshold", scan, "-o", tmp_path / "out", "--pause", "60", "--started", started) as process:
+    with start("threshold", scan, "-o", tmp_path / "out", "--pause", "60", "--started", started,
+               preexec_fn=lambda: signal.signal(signal.Signals[number], signal.SIG_DFL)) as process:  # also under nohup
         wait_for(started, process)
         process.send_signal(signal.Signals[number])
         out, err = process.communicate(timeout=60)
