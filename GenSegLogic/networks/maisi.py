@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiGroupNorm3D
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
 from monai.networks.blocks.selfattention import SABlock
 from torch import nn
@@ -63,13 +63,15 @@ CLASS_LABELS = {"unconditional": 0, "ct": 1, "mr": 8, "mr-t1": 9, "mr-t2": 10, "
 def autoencoder(**arguments: Any) -> AutoencoderKlMaisi:
     """Build MONAI's MAISI autoencoder: image[B, 1, ...] <-> latent[B, latent_channels, ... / 2^(levels - 1)].
 
-    `arguments` are MONAI's. Where they are silent, choices that work on a CPU hold: three dimensions, normalisation in
-    the precision of its input, no splitting of convolutions. `use_flash_attention` is not needed (see `velocity`).
+    `arguments` are MONAI's. Where they are silent, choices that work on a CPU hold: three dimensions, no splitting of
+    convolutions. `norm_float16` and `use_flash_attention` change nothing: torch's own kernels normalise, in the
+    precision of their input, and attend (see `velocity`).
     """
-    defaults = {"spatial_dims": 3, "norm_float16": False, "num_splits": 1}
+    defaults = {"spatial_dims": 3, "num_splits": 1}
     arguments.pop("use_flash_attention", None)
-    network = AutoencoderKlMaisi(**(defaults | arguments))
+    network = AutoencoderKlMaisi(**(defaults | arguments | {"norm_float16": False}))
     _attend_without_matrix(network)
+    _normalise_at_once(network)
     return network
 
 
@@ -93,6 +95,15 @@ def _attend_without_matrix(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, SABlock):
             module.use_flash_attention = True
+
+
+def _normalise_at_once(network: nn.Module) -> None:
+    # MONAI's group norm walks over the groups, to hold whole scans on a GPU; its gradient fills a tensor of zeros as
+    # large as the input for every group, which takes more time than the convolutions do. No weight depends on it.
+    for parent in list(network.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, MaisiGroupNorm3D):
+                setattr(parent, name, nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps, norm.affine))
 
 
 def check_maisi_grid(shape: Sequence[int], spacing: Sequence[float], modality: Literal["ct", "mr"] = "ct") -> None:

@@ -35,9 +35,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
     "plain, same window": {**PLAIN, "whole_field": False},
     "plain, 8 steps": {**PLAIN, "steps": 8, "strength": 0.3},
+    "plain, 12 steps": {**PLAIN, "steps": 12, "strength": 0.2},
 }
-ONE_STEP = ("default", "plain", "plain, same window")
-"""Of the methods those that differ within one step."""
+"""Guidance by its settings. Plain guidance takes the default's steps; with more, each is as much shorter."""
+MAISI_STEPS: dict[str, tuple[str, bool]] = {
+    "default": ("default", True),
+    "plain": ("plain", False),
+    "plain, same window": ("plain, same window", False),
+    "plain, our norms": ("plain", True),
+}
+"""Of the methods those that differ within one step, and whether the decoder normalises as ours does or as MONAI's."""
 WIDE_SCAN = (400, 512, 512)
 
 
@@ -161,9 +168,10 @@ def peak_of_wide_scan() -> int:
     return peak_bytes()
 
 
-def maisi_step(method: str) -> Callable[[], float]:
+def maisi_step(method: str, our_norms: bool) -> Callable[[], float]:
     """Guidance by MAISI's own networks, random weights, on 64^3 voxels; called, it tells the second step's seconds."""
     import torch
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 
     from GenSegLogic.evaluation.methods import TASK
     from GenSegLogic.networks import build
@@ -173,7 +181,9 @@ def maisi_step(method: str) -> Callable[[], float]:
     from GenSegLogic.nodules.models import LatentFlow
     from GenSegLogic.nodules.region import REGION_RADIUS
 
-    networks = [build("maisi-autoencoder", MAISI_AUTOENCODER), build("maisi-velocity", MAISI_VELOCITY)]
+    monais = partial(AutoencoderKlMaisi, norm_float16=False, num_splits=1)
+    autoencoder = build("maisi-autoencoder", MAISI_AUTOENCODER) if our_norms else monais(**MAISI_AUTOENCODER)
+    networks = [autoencoder, build("maisi-velocity", MAISI_VELOCITY)]
     for network in networks:
         network.eval().requires_grad_(False)
     flow = flow_of(method, LatentFlow(networks[0], networks[1], 1.0, 4, (-1000.0, 1000.0), "RAS", field_voxels=64))
@@ -213,7 +223,7 @@ def seconds_by_lung(parts: tuple[float, ...] = (0.5, 1.0)) -> list[tuple[float, 
 
 LOADS: dict[str, Callable[[], Callable[[], object]]] = {
     **{name: partial(painting, name) for name in METHODS},
-    **{f"MAISI, {name}": partial(maisi_step, name) for name in ONE_STEP},
+    **{f"MAISI, {name}": partial(maisi_step, *kind) for name, kind in MAISI_STEPS.items()},
 }
 IN_A_PROCESS: dict[str, Callable[[], Any]] = {
     **{f"tensors of {name}": partial(tensors_of, load) for name, load in LOADS.items()},
@@ -263,9 +273,9 @@ def main() -> None:
         "process MB": {name: alone[name][1] / MEGABYTE for name in METHODS},
     }, told)
     print_ratios("one step, MAISI-size", {
-        "seconds": {name: alone[f"MAISI, {name}"][0] for name in ONE_STEP},
-        "tensor MB": {name: tensors[f"MAISI, {name}"] for name in ONE_STEP},
-        "process MB": {name: alone[f"MAISI, {name}"][1] / MEGABYTE for name in ONE_STEP},
+        "seconds": {name: alone[f"MAISI, {name}"][0] for name in MAISI_STEPS},
+        "tensor MB": {name: tensors[f"MAISI, {name}"] for name in MAISI_STEPS},
+        "process MB": {name: alone[f"MAISI, {name}"][1] / MEGABYTE for name in MAISI_STEPS},
     }, {})
     print(f"peak of the process, MAISI-size: {alone['MAISI, default'][2] / 1e9:.2f} GB")
     print(f"peak of the process, wide scan: {in_a_process('wide scan') / 1e9:.2f} GB")

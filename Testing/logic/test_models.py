@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -60,6 +61,21 @@ def test_decoding_for_a_gradient_gives_the_same_image_and_gradient_with_less_mem
     plain, sparing = (peak_bytes(lambda decode=decode: gradient(decode))
                       for decode in (flow.decode, flow.decode_for_gradient))
     assert sparing < 0.9 * plain
+
+
+def test_maisis_decoder_has_the_image_and_the_gradient_of_monais() -> None:
+    arguments, _, _ = AUTOENCODERS["maisi-autoencoder"]
+    ours = build("maisi-autoencoder", arguments).eval()
+    monais = AutoencoderKlMaisi(spatial_dims=3, norm_float16=False, num_splits=1, **arguments).eval()
+    with torch.no_grad():
+        for weight in monais.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))  # norms begin as ones and zeros
+    ours.load_state_dict(monais.state_dict())
+    latent = torch.randn(1, 4, 8, 8, 8, requires_grad=True)
+    images = [network.decode(latent) for network in (ours, monais)]
+    gradients = [torch.autograd.grad(image.square().sum(), latent)[0] for image in images]
+    torch.testing.assert_close(*images, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
 
 
 def test_weights_that_learn_get_their_gradient() -> None:
