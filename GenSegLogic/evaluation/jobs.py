@@ -18,14 +18,14 @@ from ..errors import GenSegError
 from ..progress import Progress
 
 if TYPE_CHECKING:
+    import torch
+
     from .methods import Models
 
 Job = dict[str, Any]
 """Plain JSON values: what to compute, on which case, with which predictor."""
 Record = dict[str, Any]
 """Plain JSON values: what came out."""
-MEASURED = ("evaluation", "flow", "networks", "nodules", "phantoms", "volume")
-"""Packages whose code the figures of a nodule depend on."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def load_models(names: ModelNames) -> Models:
     return _load(names)
 
 
-def autocast(names: ModelNames) -> contextlib.AbstractContextManager[Any]:
-    """The precision that tasks compute in on the device, so that the figures are those of what ships."""
+def autocast(device: torch.device | str) -> contextlib.AbstractContextManager[Any]:
+    """The precision that tasks compute in on a device (or ``auto``), so that the figures are those of what ships."""
     import torch
 
     from ..engine import Engine, precision
 
-    device = Engine(names.device).device
+    device = Engine(str(device)).device
     dtype = precision(device)
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
@@ -94,25 +94,25 @@ def _load(names: ModelNames) -> Models:
 
 
 def digests(names: ModelNames) -> list[str]:
-    """Digests of the bundles and of the code, so that results of others are never taken for these."""
+    """Digests of the bundles, so that results of others are never taken for these."""
     from ..bundles import find_bundle
 
     given = [name for name in (names.flow, names.predictor, names.segmenter) if name is not None]
-    return [*(find_bundle(name).digest[:16] for name in given), code_digest()]
+    return [find_bundle(name).digest[:16] for name in given]
 
 
+@functools.cache
 def code_digest() -> str:
-    """Digest of the sources that the figures of the nodule benchmarks come from, 16 hexadecimal digits."""
+    """Digest of GenSegLogic's sources, 16 hexadecimal digits: a figure may depend on any of them."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for package in MEASURED:
-        for file in sorted((root / package).glob("*.py")):
-            digest.update(file.read_bytes())
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 class Cache:
-    """Records by job, in one JSON-lines file; without a folder, in memory alone."""
+    """Records by job, in one JSON-lines file; without a folder, in memory alone. Other code's records do not count."""
 
     def __init__(self, folder: Path | None, name: str) -> None:
         """
@@ -165,7 +165,8 @@ class Cache:
 
 def _key(job: Job) -> str:
     # Digests stand for the models: where they lie and where they ran does not matter.
-    return json.dumps({name: value for name, value in job.items() if name != "models"}, sort_keys=True)
+    told = {name: value for name, value in job.items() if name != "models"}
+    return json.dumps(told | {"code": code_digest()}, sort_keys=True)
 
 
 def run_jobs(

@@ -99,12 +99,12 @@ def _records(
             half = models.flow.spacings_mm[-1] * models.flow.field_voxels / 2 + FIELD_MARGIN_MM
             for index, case in _nodule_cases(scan, lungs, half):
                 job = {**base, "nodule": index, "chosen": chosen}
-                with autocast(predictor):
+                with autocast(predictor.device):
                     records.append(_kept(cache, job, lambda c=case, m=models, k=chosen: measure_case(c, m, k)))
             if chosen is not None:
                 job = {**base, "search": True}
                 label = predictor_label(predictor)
-                with autocast(predictor):
+                with autocast(predictor.device):
                     records.append(_kept(cache, job, lambda s=scan, g=lungs, m=models, n=label: _search(s, g, m, n)))
     return found
 

@@ -148,12 +148,12 @@ def do(job: Job) -> Record:
     if job["what"] == "scan":
         searched = [ModelNames(**names) for names in job["models"]]
         scan = cases.whole_scan("test", job["number"], tuple(job["nodules"]))
-        with autocast(searched[0]):
+        with autocast(searched[0].device):
             return search_scan(scan, {predictor_label(names): load_models(names) for names in searched})
     names = ModelNames(**job["models"])
     models = load_models(names)
     half = models.flow.spacings_mm[-1] * models.flow.field_voxels / 2 + FIELD_MARGIN_MM
-    with autocast(names):
+    with autocast(names.device):
         if job["what"] == "clean":
             return _false_voxels(job, models, half)
         split = "validation" if job["what"] == "validation nodule" else "test"

@@ -148,6 +148,7 @@ def fingerprint(case: OrganCase) -> str:
     """Name and content of a case: other data sets have cases of the same name."""
     content = hashlib.sha256(case.image.voxels.tobytes())
     content.update(case.labels.voxels.tobytes())
+    content.update(case.image.affine.tobytes())
     return f"{case.case_id} {content.hexdigest()[:16]}"
 
 

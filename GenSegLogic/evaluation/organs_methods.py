@@ -23,6 +23,7 @@ from ..organs.diffusam.propagate import look_at
 from ..organs.diffusam.task import Found, OrgansTask, find_organs, load_models
 from ..progress import Progress, part, silent
 from ..volume import Volume
+from .jobs import autocast
 from .organs_unet import labelled_scan, segment_with_unet, train_unet
 
 if TYPE_CHECKING:
@@ -60,7 +61,18 @@ class Setting:
 def by_models(models: OrganModels, organs: Sequence[str], seed: int = 0) -> Segmenter:
     """DiffuSAM with the settings of the task."""
     organs = _known(models, organs)
-    return lambda case: find_organs(case.image, models, organs, TASK.steps, TASK.samples, seed, silent)
+    return _as_shipped(models, lambda case: find_organs(case.image, models, organs, TASK.steps, TASK.samples, seed,
+                                                        silent))
+
+
+def _as_shipped(models: OrganModels, segment: Segmenter) -> Segmenter:
+    """In the precision that the task computes in."""
+
+    def run(case: OrganCase) -> Found:
+        with autocast(next(models.prior.parameters()).device):
+            return segment(case)
+
+    return run
 
 
 def _known(models: OrganModels, organs: Sequence[str]) -> list[str]:
@@ -100,7 +112,7 @@ def regressor(models: OrganModels, organs: Sequence[str]) -> Segmenter:
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 
-    return segment
+    return _as_shipped(models, segment)
 
 
 def mean_memory(models: OrganModels, organs: Sequence[str], learn: Sequence[OrganCase]) -> Segmenter:
@@ -122,7 +134,7 @@ def mean_memory(models: OrganModels, organs: Sequence[str], learn: Sequence[Orga
                generator: torch.Generator) -> Tensor:
         return features.cut_alike(means.to(features.low.device)[organs])
 
-    return lambda case: find_organs(case.image, models, organs, 1, 1, 0, silent, source)
+    return _as_shipped(models, lambda case: find_organs(case.image, models, organs, 1, 1, 0, silent, source))
 
 
 def true_memory(models: OrganModels, organs: Sequence[str]) -> Segmenter:
@@ -140,7 +152,7 @@ def true_memory(models: OrganModels, organs: Sequence[str]) -> Segmenter:
 
         return find_organs(case.image, models, organs, 1, 1, 0, silent, source)
 
-    return segment
+    return _as_shipped(models, segment)
 
 
 def _masks(models: OrganModels, case: OrganCase) -> Callable[[int, int], Tensor]:

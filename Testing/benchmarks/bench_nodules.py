@@ -59,7 +59,7 @@ def shipped():
     from GenSegLogic.evaluation.jobs import ModelNames, autocast, load_models
 
     names = ModelNames("chest-flow", "nodule-cnn", None, "cpu")
-    return load_models(names), autocast(names)
+    return load_models(names), autocast("cpu")
 
 
 def flow_of(method: str, flow):

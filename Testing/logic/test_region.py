@@ -64,7 +64,7 @@ def test_a_nodule_is_painted_at_the_spacing_that_suits_it(number: int, spacing_m
     names = ModelNames("chest-flow", "nodule-cnn", None, "cpu")
     models = load_models(names)
     case = nodule_case("validation", number, 38.0)
-    with autocast(names):
+    with autocast("cpu"):
         region = paint_at_click(
             case.image, case.seed_point, models.flow, models.predictor, TASK.guidance_settings(),
             torch.Generator().manual_seed(case.seed), TASK.threshold, 0.0,
