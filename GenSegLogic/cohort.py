@@ -208,21 +208,17 @@ def run_case(cohort: Cohort, case: Case, engine: Engine, progress: Progress = si
 
 
 def _is_done(found: Mapping[str, Any], directory: Path, task: Task, volumes: Mapping[str, Any]) -> bool:
-    from .bundles import find_bundle
-
     if not provenance.same_request(found, task):
         return False
     if found.get("inputs") != {role: provenance.describe_volume(volume) for role, volume in volumes.items()}:
         return False
     if not all((directory / name).is_file() for name in found.get("files", ())):
         return False
-    used, digests = found.get("bundles", {}), {}
-    # A bundle is recorded by its name, but may have been asked for by its folder.
-    for asked in (*used, *(value for value in task.describe().values() if isinstance(value, str))):
-        with contextlib.suppress(GenSegError):
-            bundle = find_bundle(asked)
-            digests[bundle.name] = bundle.digest
-    return all(digests.get(name) == entry["digest"] for name, entry in used.items())
+    try:
+        digests = {bundle.name: bundle.digest for bundle in task.bundles(volumes)}
+    except GenSegError:
+        return False
+    return all(digests.get(name) == entry["digest"] for name, entry in found.get("bundles", {}).items())
 
 
 def _saved_rows(

@@ -201,7 +201,7 @@ class Engine:
                 messages.append(f"{reason}, so the task went on {attempt.change}.")
                 progress(0.0, messages[-1])
             need = attempt.task.memory_bytes(volumes, self)
-            reason = self._shortage(attempt, need)
+            reason = self._shortage(attempt, volumes, need)
             if reason:
                 continue
             try:
@@ -213,19 +213,18 @@ class Engine:
                 reason = f"The memory of {attempt.device} ran out"
             # Outside the except clause: the traceback held on to every tensor of the failed attempt.
             self._evict(attempt.device, until_free=None)
+        lightest = ", at the smallest setting as well" if attempt.change else ""
         raise GenSegError(
-            f"{reason} for {task.title or task.name} on {volumes['image'].name}, at the smallest setting as well: "
+            f"{reason} for {task.title or task.name} on {volumes['image'].name}{lightest}: "
             f"close other programs, crop the scan or use a machine with more than {memory.gigabytes(need)} free."
         )
 
-    def _shortage(self, attempt: Attempt, need: int) -> str:
+    def _shortage(self, attempt: Attempt, volumes: Mapping[str, Volume], need: int) -> str:
         """Make room for ``need`` bytes by dropping warm networks; the reason why there is too little, or ""."""
-        # A task names its bundles in its parameters. Its own are part of its need, so they stay and count as free.
-        named = {value for value in attempt.task.describe().values() if isinstance(value, str)}
-        own = [warm for warm in self._warm.values()
-               if warm.device == attempt.device and warm.loaded.bundle.name in named]
-        own_bytes = sum(warm.bytes for warm in own)
-        keep = {warm.loaded.bundle.digest for warm in own}
+        # The task's own networks are part of its need, so they stay and count as free.
+        keep = {bundle.digest for bundle in attempt.task.bundles(volumes)}
+        own_bytes = sum(warm.bytes for warm in self._warm.values()
+                        if warm.device == attempt.device and warm.loaded.bundle.digest in keep)
         self._evict(attempt.device, until_free=need - own_bytes, keep=keep)
         free = self.free_bytes(attempt.device) + own_bytes
         if need <= free:

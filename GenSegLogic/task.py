@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .errors import GenSegError
 
 if TYPE_CHECKING:
+    from .bundles import Bundle
     from .engine import Engine
     from .progress import Progress
     from .results import Results
@@ -76,6 +77,14 @@ class Task:
     def describe(self) -> dict[str, Any]:
         """All parameters as plain JSON values, for provenance."""
         return dataclasses.asdict(self)
+
+    def bundles(self, volumes: Mapping[str, Volume]) -> tuple[Bundle, ...]:
+        """The bundles that :meth:`run` loads for these volumes.
+
+        Raises:
+            GenSegError: if one of them is not there.
+        """
+        return ()
 
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
         """Estimate of the peak working memory of :meth:`run` in bytes."""

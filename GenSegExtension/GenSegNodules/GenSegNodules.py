@@ -184,7 +184,7 @@ class GenSegNodulesWidget(TaskPanel):
         node = self._parameterNode
         points = volumes.seed_points_from_markups(node.seedPoints)
         found = preflight.check(
-            lambda: NoduleTask(seed_points=points, **self.taskParameters()), node.inputVolume, _bundles,
+            lambda: NoduleTask(seed_points=points, **self.taskParameters()), node.inputVolume,
             lambda task, volume: self.logic.expectedSeconds(task, volume, node.device), _("a chest CT"))
         if node.seedPoints is not None and not points:
             doubt = _("{name} holds no point, so the whole lung would be searched: place one on each suspicious spot.")
@@ -280,10 +280,6 @@ class GenSegNodulesLogic(ScriptedLoadableModuleLogic):
         mask = mask_from_node(lungs, inputVolume) if lungs is not None else None
         return task_job(self.service, task, inputVolume, scan, {"lungs": mask},
                         {"lungs": lungs, "seed_points": seedPoints}, _steps(task), device, show, **callbacks)
-
-
-def _bundles(task, volume) -> tuple[str, ...]:
-    return task.bundle, task.predictor
 
 
 def _steps(task) -> int:

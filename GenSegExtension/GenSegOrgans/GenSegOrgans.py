@@ -14,9 +14,9 @@ from slicer.ScriptedLoadableModule import (
 
 import GenSegPanel  # noqa: F401 - first, for it makes GenSegLogic importable
 from GenSegLogic.anatomy import ORGANS, check_names
-from GenSegLogic.bundles import AUTO, find_bundle
+from GenSegLogic.bundles import AUTO
 from GenSegLogic.errors import GenSegError
-from GenSegLogic.organs.diffusam.task import OrgansTask, bundle_for
+from GenSegLogic.organs.diffusam.task import OrgansTask, bundle_for, prior_bundle
 from GenSegPanel import parameters, preflight, samples, timing
 from GenSegPanel.adaptation_section import AdaptationSection
 from GenSegPanel.job import PanelJob, task_job
@@ -129,7 +129,8 @@ class GenSegOrgansWidget(TaskPanel):
         """Names of the organs that the bundle knows; all of them where the bundle is not there to be asked."""
         try:
             volume = volumes.volume_from_node(self._parameterNode.inputVolume)
-            return check_names(_bundle(self._parameterNode.bundle, volume).metadata.get("organs", ORGANS))
+            bundle = prior_bundle(bundle_for(volume, self._parameterNode.bundle))
+            return check_names(bundle.metadata.get("organs", ORGANS))
         except GenSegError:  # the preflight line says it
             return tuple(ORGANS)
 
@@ -176,7 +177,7 @@ class GenSegOrgansWidget(TaskPanel):
         """Show the preflight line and let Apply say why it is off."""
         node = self._parameterNode
         self.showPreflight(preflight.check(
-            lambda: OrgansTask(**self.taskParameters()), node.inputVolume, _bundles,
+            lambda: OrgansTask(**self.taskParameters()), node.inputVolume,
             lambda task, volume: self.logic.expectedSeconds(task, volume, node.device), _("a CT or MR of the abdomen")),
             _("Segment the ticked organs; results are named after the scan and lie under it."))
 
@@ -264,19 +265,6 @@ class GenSegOrgansLogic(ScriptedLoadableModuleLogic):
             raise GenSegError(f"organs has no such parameter ({error}): see OrgansTask.parameters().") from error
         return task_job(self.service, task, inputVolume, scan, {}, {}, task.steps * task.samples, device, show,
                         **callbacks)
-
-
-def _bundle(name, volume):
-    """The bundle that a task takes for a volume; GenSegError if it is not there or of another kind."""
-    bundle = find_bundle(bundle_for(volume, name))
-    if bundle.kind != "organs":
-        raise GenSegError(_("{name} is no model of organs: choose another model.").format(name=bundle.name))
-    return bundle
-
-
-def _bundles(task, volume) -> tuple[str, ...]:
-    bundle = _bundle(task.bundle, volume)
-    return bundle.name, bundle.metadata["sam2"]["name"]
 
 
 class GenSegOrgansTest(ScriptedLoadableModuleTest):

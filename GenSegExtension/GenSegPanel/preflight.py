@@ -8,7 +8,6 @@ from typing import Any
 
 from slicer.i18n import tr as _
 
-from GenSegLogic.bundles import find_bundle
 from GenSegLogic.engine import Engine
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.memory import gigabytes
@@ -44,14 +43,13 @@ class Preflight:
         return "\n".join(part for part in (self.problem, self.summary, *self.doubts) if part)
 
 
-def check(make_task: Callable[[], Task], scan: Any, bundles: Callable[[Task, Volume], tuple[str, ...]],
-          expected_seconds: Callable[[Task, Volume], float | None], wanted: str) -> Preflight:
+def check(make_task: Callable[[], Task], scan: Any, expected_seconds: Callable[[Task, Volume], float | None],
+          wanted: str) -> Preflight:
     """Look at a scan without any model; takes milliseconds.
 
     Args:
         make_task: builds the task from the panel's parameters; raises GenSegError where they do not fit.
         scan: the volume node, or None.
-        bundles: names of the bundles that a task will load for a volume.
         expected_seconds: estimate for a task on a volume; None: not known.
         wanted: what to choose where there is no scan ("a chest CT").
     """
@@ -65,9 +63,7 @@ def check(make_task: Callable[[], Task], scan: Any, bundles: Callable[[Task, Vol
         return Preflight(problem=str(error))
     try:
         task = make_task()
-        names = bundles(task, volume)
-        for name in names:
-            find_bundle(name)
+        names = [bundle.name for bundle in task.bundles({"image": volume})]
     except GenSegError as error:
         return Preflight(summary=_grid(volume), problem=str(error))
     need = task.memory_bytes({"image": volume}, Engine("cpu"))

@@ -174,6 +174,8 @@ def _accept(partial: Path, target: Path, remote: _Remote, file: PublishedFile) -
     if remote.sha256:
         return (f"{target.name} has the SHA-256 that the hub names; the registry has none, so this proves an undamaged "
                 "download, not the publisher.")
+    if remote.size_bytes is None:
+        return f"{target.name} could not be checked: neither registry nor hub has a SHA-256 or its size."
     return f"{target.name} has the size that the hub names; neither registry nor hub has a SHA-256."
 
 

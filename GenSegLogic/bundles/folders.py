@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import GenSegError
@@ -64,11 +65,15 @@ def fetched_folder() -> Path:
     return cache_folder() / "fetched"
 
 
-def scan_bundles() -> tuple[list[Bundle], dict[Path, str]]:
-    """All bundles, those that ship first, and folder -> one sentence for each that cannot be read."""
+def scan_bundles(parents: Sequence[Path] = ()) -> tuple[list[Bundle], dict[Path, str]]:
+    """All bundles in some folders, and folder -> one sentence for each that cannot be read.
+
+    Args:
+        parents: the folders that hold them; without any, those that ship come first, then those in the cache.
+    """
     bundles: dict[str, Bundle] = {}
     problems = {}
-    for parent in (shipped_folder(), cached_bundles_folder()):
+    for parent in parents or (shipped_folder(), cached_bundles_folder()):
         for metadata in sorted(parent.glob(f"*/{METADATA_PATH}")):
             folder = metadata.parents[1]
             if folder.name.startswith("."):  # a bundle that is just being written, or was left so by a crash

@@ -16,7 +16,15 @@ from ..errors import GenSegError
 from ..progress import Progress, part, silent
 from .bundle import METADATA_PATH, Bundle, is_inside, read_bundle
 from .fetch import check_file, fetch, published_folder
-from .folders import cache_folder, cached_bundles_folder, fetched_folder, is_shipped, list_bundles, replace_bundle
+from .folders import (
+    AUTO,
+    cache_folder,
+    cached_bundles_folder,
+    fetched_folder,
+    is_shipped,
+    list_bundles,
+    replace_bundle,
+)
 from .registry import Published, find_published, read_registry
 
 MAXIMUM_METADATA_BYTES = 10 << 20
@@ -169,6 +177,8 @@ def _staging() -> Iterator[Path]:
 
 def _place(name: str) -> Path:
     """The cache's folder for a bundle of that name, which must not hide one that ships."""
+    if name == AUTO:
+        raise GenSegError(f"No bundle can be called {AUTO}, by which GenSeg chooses one itself; give it another name.")
     if any(bundle.name == name and is_shipped(bundle) for bundle in list_bundles()):
         raise GenSegError(f"A bundle called {name} ships with GenSeg; give the other one another name.")
     return cached_bundles_folder() / name

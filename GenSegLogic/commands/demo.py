@@ -50,7 +50,9 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     files = save_results(results, directory, image,
                          {"demo.html": lambda path: write_page(path, results, image, truth)})
     if arguments.scan is None:
+        known = len(phantom.messages)
         phantom.save(directory / "phantom", image)
+        results.messages += phantom.messages[known:]  # what of the user's was in its way
     tell(console, results, files)
     if arguments.scan is None:
         console.say(f"  {directory / 'phantom'}: the phantom and its truth")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundles.bundle import is_name
-from ..bundles.folders import can_be_replaced
+from ..bundles.folders import AUTO, can_be_replaced
 from ..errors import GenSegError
 from ..task import LARGEST_SEED, Task, parameter_type
 
@@ -132,7 +132,7 @@ def checked_bundle_folder(path: Path) -> Path:
         GenSegError: if its name cannot be a bundle's, or it is no folder, one of something else, or cannot be made.
     """
     path = checked_directory(path).absolute()
-    if not is_name(path.name):
+    if not is_name(path.name) or path.name == AUTO:
         raise GenSegError(f"{path.name!r} cannot name a bundle: choose a folder named in lower-case letters, "
                           "digits and dashes.")
     if path.exists() and not can_be_replaced(path):

@@ -29,7 +29,8 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     if set(words) & set(PRIORS):
         add_device_option(parser)
         parser.add_argument("--sam2", metavar="NAME",
-                            help="bundle of SAM 2 that the prior is trained for (default abdomen-sam2)")
+                            help="bundle of SAM 2 that the prior is trained for, or its folder (default abdomen-sam2, "
+                                 "the one that ships)")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -41,5 +42,5 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     if arguments.recipe in PRIORS:
         more = {"device": str(choose_device(arguments.device)), "sam2": arguments.sam2}
     load(RECIPES[arguments.recipe])(output, arguments.minutes, arguments.seed, console.progress, **more)
-    console.say(f"The bundle {output.name} is in {output}.")
+    console.say(f"The bundle {output.name} is in {output}: give this folder where a bundle's name is asked for.")
     return {"recipe": arguments.recipe, "directory": output}

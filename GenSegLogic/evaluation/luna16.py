@@ -15,7 +15,7 @@ import numpy as np
 
 from ..datasets.luna16 import Luna16Case, read_luna16
 from ..errors import GenSegError
-from ..nodules.lungs import lung_mask
+from ..nodules.lungs import lung_mask, with_margin
 from ..progress import Progress
 from ..volume import Volume, crop, paste, resample_like
 from . import cases, table
@@ -118,11 +118,10 @@ def _kept(cache: Cache, job: Job, make) -> Record:
 
 
 def _lungs(scan: Luna16Case) -> Volume:
-    """LUNA16's own lungs where they are there, else ours, on the scan's grid."""
+    """LUNA16's own lungs where they are there, else ours as the task finds them, on the scan's grid."""
     given = scan.lungs()
-    if given is not None:
-        given = given.with_voxels(given.voxels.astype(np.uint8))
-    return resample_like(given if given is not None else lung_mask(scan.image), scan.image, "nearest", 0)
+    lungs = with_margin(lung_mask(scan.image)) if given is None else given.with_voxels(given.voxels.astype(np.uint8))
+    return resample_like(lungs, scan.image, "nearest", 0)
 
 
 def _nodule_cases(scan: Luna16Case, lungs: Volume, half_mm: float) -> Iterator[tuple[int, cases.Case]]:

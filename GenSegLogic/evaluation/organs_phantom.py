@@ -11,6 +11,7 @@ from ..anatomy import ORGANS
 from ..bundles import find_bundle
 from ..datasets.organ_cases import OrganCase
 from ..organs.diffusam.task import BUNDLES, load_models
+from ..phantoms.abdomen_looks import LOOKS
 from ..progress import Progress
 from .jobs import Cache
 from .nodules import count
@@ -18,7 +19,6 @@ from .organs import FOUR, confidence_row, flicker_row, mean_rows, means_of, orga
 from .organs_methods import Segmenter, by_models, mean_memory, regressor, true_memory
 
 METHODS = ("diffusam", "mean-memory", "regressor", "true-memory")
-LOOKS = ("ct", "t1", "t2", "t2-spir")
 LEARN = 3
 """Training phantoms over which the memory of ``mean-memory`` is averaged."""
 

@@ -16,70 +16,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from ..errors import GenSegError
+from .sam2_sizes import SIZES
 
 MEMORY_CHANNELS = 64
 """Width of a memory in every size: it is fixed in transformers."""
 MASK_SCALE = 4
 """Masks are so much finer than a memory."""
-
-_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-
-
-def _published(channels: int, heads: int, blocks: list[int], global_blocks: list[int], windows: list[int],
-               background: int) -> dict[str, Any]:
-    """Configuration of a published SAM 2.1; they differ in the image encoder only."""
-    widths = [channels * 2**stage for stage in range(4)]
-    backbone = {
-        "hidden_size": channels, "num_attention_heads": heads, "blocks_per_stage": blocks,
-        "embed_dim_per_stage": widths, "num_attention_heads_per_stage": [heads * 2**stage for stage in range(4)],
-        "window_size_per_stage": windows, "global_attention_blocks": global_blocks,
-        "window_positional_embedding_background_size": [background, background],
-    }
-    model = {"vision_config": {"backbone_config": backbone, "backbone_channel_list": widths[::-1]}}
-    return {"model": model, "normalisation": _IMAGENET}
-
-
-def _abdomen() -> dict[str, Any]:
-    """Ours: slices of 160 pixels, features at strides 2, 4 and 8, 128 channels, one grey channel."""
-    size, width = 160, 128
-    widths = [24, 48, 96, 192]
-    backbone = {
-        "hidden_size": widths[0], "num_channels": 1, "image_size": [size, size], "patch_stride": [2, 2],
-        "blocks_per_stage": [1, 1, 6, 2], "embed_dim_per_stage": widths, "num_attention_heads": 1, "mlp_ratio": 2.0,
-        "num_attention_heads_per_stage": [1, 2, 4, 8], "window_size_per_stage": [8, 8, 10, 10],
-        # The last stage's windows cover the whole slice, so its attention is global in any case.
-        "global_attention_blocks": [], "window_positional_embedding_background_size": [10, 10],
-    }
-    model = {
-        # At 400 tokens, plain matrix products are faster on a CPU than fused attention, backwards above all.
-        "attn_implementation": "eager",
-        "image_size": size,
-        "vision_config": {
-            "backbone_config": backbone, "backbone_channel_list": widths[::-1], "fpn_hidden_size": width,
-            "backbone_feature_sizes": [[size // 2] * 2, [size // 4] * 2, [size // 8] * 2],
-        },
-        "prompt_encoder_config": {"hidden_size": width, "image_size": size, "patch_size": 8},
-        "mask_decoder_config": {
-            "hidden_size": width, "mlp_dim": 2 * width, "num_attention_heads": 4, "iou_head_hidden_dim": width,
-            "dynamic_multimask_via_stability": False,
-        },
-        "memory_attention_hidden_size": width, "memory_attention_num_layers": 2,
-        "memory_attention_feed_forward_hidden_size": 2 * width, "memory_attention_rope_feat_sizes": [size // 8] * 2,
-        "memory_attention_dropout": 0.0, "memory_attention_rope_dropout": 0.0,
-        "memory_encoder_hidden_size": width, "mask_downsampler_embed_dim": width, "memory_fuser_embed_dim": width,
-        "memory_fuser_intermediate_dim": 2 * width, "multimask_output_for_tracking": False,
-    }
-    return {"model": model, "normalisation": {"mean": [0.3], "std": [0.25]}}
-
-
-SIZES: dict[str, dict[str, Any]] = {
-    "abdomen": _abdomen(),
-    "hiera-tiny": _published(96, 1, [1, 2, 7, 2], [5, 7, 9], [8, 4, 14, 7], 7),
-    "hiera-small": _published(96, 1, [1, 2, 11, 2], [7, 10, 13], [8, 4, 14, 7], 7),
-    "hiera-base-plus": _published(112, 2, [2, 3, 16, 3], [12, 16, 20], [8, 4, 14, 7], 14),
-    "hiera-large": _published(144, 2, [2, 6, 36, 4], [23, 33, 43], [8, 4, 16, 8], 7),
-}
-"""Size -> changes of transformers' default configuration, and how grey values in [0, 1] are normalised."""
 
 
 @dataclass(frozen=True)

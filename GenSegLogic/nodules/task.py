@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from ..bundles import find_bundle
 from ..errors import GenSegError
 from ..progress import Progress, part
 from ..results import Results
@@ -17,6 +18,7 @@ from ..volume import Volume, resample_like
 if TYPE_CHECKING:
     import torch
 
+    from ..bundles import Bundle
     from ..engine import Engine
     from ..networks.predictors import NodulePredictor
     from .counterfactual import Guidance
@@ -72,15 +74,17 @@ class NoduleTask(Task):
     )
     most: int = parameter(10, "At most this many findings are kept in a search.", minimum=1, maximum=50)
 
+    def bundles(self, volumes: Mapping[str, Volume]) -> tuple[Bundle, ...]:
+        """The generative model and the predictor."""
+        return find_bundle(self.bundle), find_bundle(self.predictor)
+
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
         """Copies of the scan that are held at once, the search's largest tile, and the networks with their activations.
 
         A guided step of MAISI's own networks holds four times their weights (measured by Testing/benchmarks).
         """
-        from ..bundles import find_bundle
-
         voxels = int(np.prod(volumes["image"].shape))
-        weights = sum(find_bundle(name).size_bytes for name in (self.bundle, self.predictor))
+        weights = sum(bundle.size_bytes for bundle in self.bundles(volumes))
         return 12 * voxels + 4 * weights + 700_000_000
 
     def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:

@@ -92,7 +92,7 @@ def abdomen_phantom(
 
     Args:
         seed: of the patient within the split, 0 and up.
-        look: "ct", "t1", "t2", "t2-spir", or "random" (a random grey value per tissue, for training only).
+        look: "ct", "t1", "t2" or "t2-spir".
         split: name in :data:`ABDOMEN_SPLITS`, or a population.
         size: pixels along both axes of a slice, 32 to 1024.
         slices: number of slices, 4 to 400.

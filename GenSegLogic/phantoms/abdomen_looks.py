@@ -9,7 +9,7 @@ from .abdomen_canvas import bspline_field
 from .abdomen_tissues import COUNT, Tissue
 from .primitives import Scanner
 
-LOOKS = ("ct", "t1", "t2", "t2-spir", "random")
+LOOKS = ("ct", "t1", "t2", "t2-spir")
 
 T = Tissue
 Ranges = dict[Tissue, tuple[float, float]]
@@ -135,21 +135,6 @@ def grey_values(look: str, rng: np.random.Generator) -> np.ndarray:
             for tissue in rng.choice([T.STOMACH_CONTENT, T.CONTENT_A, T.CONTENT_B, T.CONTENT_C, T.STOOL], 2):
                 values[tissue] += rng.uniform(80, 350)
         return values
-    if look == "random":
-        values[:] = rng.random(COUNT) ** rng.uniform(0.7, 1.5)
-        values[T.AIR] = 0 if rng.random() < 0.9 else rng.uniform(0, 0.5)
-        values[T.GAS] = values[T.LUNG] = values[T.AIR] + rng.uniform(0, 0.08)
-        for first, second, chance in (
-            (T.FAT, T.FAT_UNDER_SKIN, 0.8), (T.CORTEX, T.MEDULLA, 0.6), (T.CRUS, T.MUSCLE, 0.8),
-            (T.ARTERY, T.AORTA, 0.7), (T.VEIN, T.PORTAL_VEIN, 0.6), (T.VENA_CAVA, T.PORTAL_VEIN, 0.4),
-            (T.STOMACH_WALL, T.BOWEL_WALL, 0.7), (T.BOWEL_WALL, T.MUSCLE, 0.3), (T.CORTICAL_BONE, T.AIR, 0.4),
-            (T.CYST, T.BILE, 0.6), (T.URINE, T.BILE, 0.5), (T.HEART, T.AORTA, 0.5), (T.SKIN, T.MUSCLE, 0.4),
-            (T.ADRENAL, T.PANCREAS, 0.3), (T.VESSEL_WALL, T.MUSCLE, 0.5), (T.MYOCARDIUM, T.MUSCLE, 0.5),
-            (T.OESOPHAGUS, T.MUSCLE, 0.5),
-        ):
-            if rng.random() < chance:
-                values[first] = values[second] + rng.normal(0, 0.04)
-        return np.clip(values, 0, None).astype(np.float32)
     table = {**MR["t2-spir"], **MR[look]}
     for tissue, span in table.items():
         values[tissue] = rng.uniform(*span)
@@ -202,6 +187,4 @@ def _expose_mr(image: np.ndarray, spacing: np.ndarray, rng: np.random.Generator,
     image = np.sqrt(real**2 + imaginary**2)
     if rng.random() < 0.5:  # scanners may cut the background off
         image = np.maximum(image - rng.uniform(1, 3) * noise, 0)
-    if look == "random":
-        image = image ** rng.uniform(0.8, 1.25)
     return (image * rng.uniform(300, 1200)).astype(np.float32)

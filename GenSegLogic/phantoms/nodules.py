@@ -121,7 +121,7 @@ class PhantomNodule:
 
 
 def random_rotation(rng: np.random.Generator) -> np.ndarray:
-    """A rotation drawn uniformly, (3, 3)."""
+    """An orthonormal matrix drawn uniformly, (3, 3): a rotation, or one and a mirror."""
     q, r = np.linalg.qr(rng.standard_normal((3, 3)))
     return q * np.sign(np.diag(r))
 

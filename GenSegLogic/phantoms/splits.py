@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .chest import ChestOptions
 
@@ -21,10 +21,6 @@ class Split:
     options: ChestOptions
     thickness_mm: tuple[float, float] = (0.7, 5.0)
 
-    def with_nodules(self, low: int, high: int) -> Split:
-        """The same population with another number of nodules per patient."""
-        return replace(self, options=replace(self.options, nodules=(low, high)))
-
 
 SPLITS: dict[str, Split] = {
     "train": Split(0, ChestOptions(nodules=(12, 18), lung_hu=(-890.0, -780.0))),
@@ -34,3 +30,8 @@ SPLITS: dict[str, Split] = {
     # Test patients reach beyond what training saw: denser and lighter lungs, more clutter.
     "test": Split(2_000_000, ChestOptions(lung_hu=(-910.0, -760.0), clutter=4), (0.7, 3.0)),
 }
+
+
+def first_phantom(seed: int) -> int:
+    """Number of the first phantom of a training seed: no seed reaches into the next split, 500 000 further on."""
+    return seed % 40 * 10_000

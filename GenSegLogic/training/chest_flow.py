@@ -117,12 +117,12 @@ def fit(crops: Crops, work: Path, minutes: float, seed: int, progress: Progress)
     autoencoder = train_autoencoder(crops, work / "autoencoder", share, seed, part(progress, 0, 0.1))
     chosen = np.random.default_rng([44, seed]).permutation(len(crops))[:ENCODED_TILES]
     cached = work / "latents.pt"
-    if cached.exists():
-        state = read_state(cached)
-        latents, scale = state["latents"], state["scale"]
-    else:
+    state = read_state(cached) if cached.exists() else {}
+    if state.get("tiles") != chosen.tolist():  # there are other tiles since
         latents, scale = encode_crops(autoencoder, crops, chosen, part(progress, 0.1, 0.13))
-        write_state({"latents": latents, "scale": scale}, cached)
+        state = {"latents": latents, "scale": scale, "tiles": chosen.tolist()}
+        write_state(state, cached)
+    latents, scale = state["latents"], state["scale"]
     velocity, curve = train_velocity(
         latents, crops.spacings[chosen], work / "velocity", minutes - share, seed, part(progress, 0.13, 1)
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..phantoms.splits import first_phantom
 from ..progress import Progress, part
 from .tiles import Tile, draw_nodule_tiles, draw_real_tiles, write_tiles
 
@@ -52,11 +53,6 @@ def left_lung_tiles(path: Path, count: int, seed: int) -> list[Tile]:
     return draw_real_tiles(image.voxels[:, :, window], lungs[:, :, window], image.spacing, count, seed)
 
 
-def first_chest(seed: int) -> int:
-    """Number of the first phantom of a training seed: no seed reaches into the next split, 500 000 further on."""
-    return seed % 40 * 10_000
-
-
 def training_tiles(folder: Path, seed: int, progress: Progress, minutes: float, chests: int = CHESTS) -> list[Path]:
     """Folders with the training tiles, drawn once for a seed and a number of chests and kept below ``folder``.
 
@@ -64,7 +60,7 @@ def training_tiles(folder: Path, seed: int, progress: Progress, minutes: float, 
     """
     phantoms, real = folder / "phantoms", folder / "real"
     _keep(phantoms, seed, chests, lambda: write_tiles(
-        phantoms, "train", chests, part(progress, 0, 0.9), first=first_chest(seed), minutes=minutes))
+        phantoms, "train", chests, part(progress, 0, 0.9), first=first_phantom(seed), minutes=minutes))
     if (scan := real_scan()) is not None:
         _keep(real, seed, REAL_TILES, lambda: write_tiles(
             real, "train", 0, progress, extra=left_lung_tiles(scan, REAL_TILES, seed)))
@@ -76,7 +72,7 @@ def held_out_tiles(folder: Path, seed: int, progress: Progress) -> Path:
     """Folder with tiles of phantoms of the split ``held-out``, for the curves."""
     held_out = folder / "held-out"
     _keep(held_out, seed, HELD_OUT_CHESTS, lambda: write_tiles(
-        held_out, "held-out", HELD_OUT_CHESTS, progress, first=first_chest(seed)))
+        held_out, "held-out", HELD_OUT_CHESTS, progress, first=first_phantom(seed)))
     return held_out
 
 
@@ -85,7 +81,7 @@ def nodule_tiles(folder: Path, split: str, seed: int, progress: Progress, minute
     drawn = folder / f"{split}-nodules"
     chests = HELD_OUT_CHESTS if split == "held-out" else CHESTS
     _keep(drawn, seed, chests, lambda: write_tiles(
-        drawn, split, chests, progress, first=first_chest(seed), minutes=minutes, draw=draw_nodule_tiles))
+        drawn, split, chests, progress, first=first_phantom(seed), minutes=minutes, draw=draw_nodule_tiles))
     return drawn
 
 
@@ -94,7 +90,7 @@ def search_tiles(folder: Path, network: NodulePredictor, seed: int, progress: Pr
     from .search_tiles import draw_search_tiles
 
     _keep(folder, seed, SEARCHED_SCANS, lambda: write_tiles(
-        folder, "train", SEARCHED_SCANS, progress, first=first_chest(seed) + CHESTS,
+        folder, "train", SEARCHED_SCANS, progress, first=first_phantom(seed) + CHESTS,
         draw=partial(draw_search_tiles, network)))
     return folder
 

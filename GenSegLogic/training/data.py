@@ -1,4 +1,4 @@
-"""Batches of crops from the folders that :mod:`.crops` writes."""
+"""Batches of crops from the folders that :mod:`.tiles` writes."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ..evaluation.metrics import auroc
 from ..networks import build
 from ..networks.predictors import NodulePredictor
 from ..progress import Progress
@@ -68,15 +69,6 @@ def chances_by_loss(network: NodulePredictor, crops: Crops) -> np.ndarray:
     return EVEN_CHANCES / len(loss) + (1 - EVEN_CHANCES) * loss / loss.sum()
 
 
-def area_under_curve(scores: Tensor, truth: Tensor) -> float:
-    """Area under the receiver operating characteristic of scores (n,) against truth (n,) of 0 and 1."""
-    ranks = scores.argsort().argsort().double() + 1
-    positive = truth > 0.5
-    count = int(positive.sum())
-    rest = len(truth) - count
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / max(count * rest, 1))
-
-
 def untrained(target: str, seed: int) -> NodulePredictor:
     """A predictor of one of the families, with random weights."""
     torch.manual_seed(seed)
@@ -112,7 +104,8 @@ def fit(
             logits = torch.cat([crop_logits(network.logit_map(part)) for part in fixed["image"].split(8)])
         known = fixed["bits"] >= 0
         loss = F.binary_cross_entropy_with_logits(logits[known], fixed["bits"][known])
-        return {"validation_loss": float(loss), "validation_auc": area_under_curve(logits[known], fixed["bits"][known])}
+        area = auroc(logits[known].float().numpy(), fixed["bits"][known].numpy() > 0.5)
+        return {"validation_loss": float(loss), "validation_auc": 0.5 if area is None else area}
 
     batches = image_batches(crops, 8, seed, jitter=True, chances=chances)
     return train(network, predictor_loss, batches, work, minutes, progress, 2e-3, 0.99, validate)

@@ -14,15 +14,18 @@ from typing import Any
 
 from ..anatomy import ORGANS
 from ..bundles import Bundle, find_bundle, load_bundle, write_bundle
-from ..bundles.bundle import METADATA_PATH
 from ..errors import GenSegError
 from ..networks.sam2 import Sam2
+from ..phantoms.abdomen_looks import LOOKS
+from ..phantoms.splits import first_phantom
 from ..progress import Progress, part
-from .organs_data import GRIDS, LOOKS, WITHOUT_ORGANS, draw_cases, load_scans
+from .organs_data import GRIDS, WITHOUT_ORGANS, draw_cases, load_scans
+from .recipes import work_folder
 
 PHANTOMS, WITHOUT, HELD_OUT = 120, 100, 6
 """Phantoms to learn from, more of them of which more than usual have lost an organ, and phantoms to measure on."""
-WITHOUT_SEED = 5000
+WITHOUT_FROM = 5000
+"""Where their numbers begin: the two populations share a folder and no number."""
 DRAWING_SHARE = 0.12
 """Part of the time that drawing phantoms may take."""
 SAM2_BUNDLE = "abdomen-sam2"
@@ -34,11 +37,10 @@ def sam2(output: Path, minutes: float, seed: int, progress: Progress) -> None:
     from . import organs_sam2 as recipe
 
     train, held_out, left = _phantoms(output, minutes, seed, progress)
-    work = output.with_name(output.name + ".work")
-    network, curve = recipe.fit(load_scans(train, LOOKS), load_scans(held_out, LOOKS), work, left, seed,
-                                part(progress, DRAWING_SHARE, 1))
+    network, curve = recipe.fit(load_scans(train, LOOKS), load_scans(held_out, LOOKS), work_folder(output, seed), left,
+                                seed, part(progress, DRAWING_SHARE, 1))
     write_sam2(output, network, curve, seed, left, len(train))
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work_folder(output, seed).parent, ignore_errors=True)
 
 
 def prior_ct(output: Path, minutes: float, seed: int, progress: Progress, device: str = "cpu",
@@ -58,37 +60,36 @@ def _prior(modality: str, output: Path, minutes: float, seed: int, progress: Pro
     """The prior of one modality, as the bundle ``output``, for the bundle ``sam2`` (None: ``abdomen-sam2``).
 
     Raises:
-        GenSegError: if there is no bundle ``sam2``; ``abdomen-sam2`` may also lie beside ``output``.
+        GenSegError: if there is no bundle ``sam2``.
     """
     from . import organs_prior as recipe
 
-    beside = output.with_name(SAM2_BUNDLE)
-    sam2_bundle = find_bundle(sam2 or (beside if (beside / METADATA_PATH).is_file() else SAM2_BUNDLE))
+    sam2_bundle = find_bundle(sam2 or SAM2_BUNDLE)
     if sam2_bundle.kind != "sam2":
         raise GenSegError(f"{sam2_bundle.folder} is a bundle of kind {sam2_bundle.kind}, but the priors need one of "
                           "kind sam2.")
     network = load_bundle(sam2_bundle).networks["sam2"]
     assert isinstance(network, Sam2)  # a bundle of kind sam2 holds one
     train, held_out, left = _phantoms(output, minutes, seed, progress)
-    work = output.with_name(output.name + ".work")
     looks = recipe.LOOKS[modality]
     # A prior for another SAM 2 begins anew: the weights fit, but what they have learned does not.
     trained, arguments, curve = recipe.fit(network, modality, load_scans(train, looks), load_scans(held_out, looks),
-                                           work / sam2_bundle.digest[:12], left, seed,
+                                           work_folder(output, seed) / sam2_bundle.digest[:12], left, seed,
                                            part(progress, DRAWING_SHARE, 1), device)
     write_prior(output, modality, trained, arguments, sam2_bundle, curve, seed, left, len(train))
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work_folder(output, seed).parent, ignore_errors=True)
 
 
 def _phantoms(output: Path, minutes: float, seed: int, progress: Progress) -> tuple[list[Path], list[Path], float]:
     """Files of the phantoms to learn from and of those held out, and the minutes that are left."""
     began = time.monotonic()
     folder = output.with_name("abdomen-phantoms")
-    held_out = draw_cases(folder / "held-out", HELD_OUT, 1000 * seed, "held-out", 0.2 * DRAWING_SHARE * minutes,
+    first = first_phantom(seed)
+    held_out = draw_cases(folder / "held-out", HELD_OUT, first, "held-out", 0.2 * DRAWING_SHARE * minutes,
                           part(progress, 0, 0.2 * DRAWING_SHARE))
-    train = draw_cases(folder / "train", PHANTOMS, 1000 * seed, "train", 0.45 * DRAWING_SHARE * minutes,
+    train = draw_cases(folder / "train", PHANTOMS, first, "train", 0.45 * DRAWING_SHARE * minutes,
                        part(progress, 0.2 * DRAWING_SHARE, 0.65 * DRAWING_SHARE))
-    train += draw_cases(folder / "train", WITHOUT, WITHOUT_SEED + 1000 * seed, WITHOUT_ORGANS,
+    train += draw_cases(folder / "train", WITHOUT, first + WITHOUT_FROM, WITHOUT_ORGANS,
                         0.35 * DRAWING_SHARE * minutes, part(progress, 0.65 * DRAWING_SHARE, DRAWING_SHARE))
     return train, held_out, max(minutes - (time.monotonic() - began) / 60, 0.2 * minutes)
 

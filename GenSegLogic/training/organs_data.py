@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from ..anatomy import ORGANS
-from ..organs.diffusam.canonical import CanonicalGrid
+from ..organs.diffusam.canonical import CT_WINDOW_HU, CanonicalGrid
 from ..organs.diffusam.learning import LabelledScan
 from ..phantoms.abdomen import ABDOMEN_SPLITS, AbdomenSplit, abdomen_phantom
+from ..phantoms.abdomen_looks import LOOKS
 from ..phantoms.abdomen_organs import Variation
 from ..progress import Progress
 
-LOOKS = ("ct", "t1", "t2", "t2-spir")
-CT_WINDOW = (-160.0, 240.0)
-GRIDS = {look: CanonicalGrid(window_hu=CT_WINDOW if look == "ct" else None) for look in LOOKS}
+GRIDS = {look: CanonicalGrid(window_hu=CT_WINDOW_HU if look == "ct" else None) for look in LOOKS}
 
 
 WITHOUT_ORGANS = replace(ABDOMEN_SPLITS["train"],

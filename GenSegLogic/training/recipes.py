@@ -32,7 +32,6 @@ RECIPES: dict[str, str] = {
 }
 """Word on the command line -> ``module:function``."""
 
-SPACINGS_MM = (0.75, 1.5)
 TILES_SHARE = 0.15
 """Part of the time that drawing the tiles may take; recipes that find them drawn train longer."""
 
@@ -42,7 +41,8 @@ def chest_flow(output: Path, minutes: float, seed: int, progress: Progress) -> N
     from . import chest_flow as recipe
 
     crops, _, facts, left = _tiles(output, minutes, seed, progress)
-    autoencoder, scale, velocity, curve = recipe.fit(crops, _work(output), left, seed, part(progress, 0.1, 1))
+    work = work_folder(output, seed)
+    autoencoder, scale, velocity, curve = recipe.fit(crops, work, left, seed, part(progress, 0.1, 1))
     networks = {
         "autoencoder": ("folding-autoencoder", recipe.AUTOENCODER, autoencoder),
         # In half precision on disk, where it is by far the largest file; it is widened when it is loaded.
@@ -75,7 +75,7 @@ def nodule_unet(output: Path, minutes: float, seed: int, progress: Progress) -> 
     drawn = nodule_tiles(folder, "train", seed, part(progress, 0, 0.09), TILES_SHARE * minutes)
     held_out = Crops([nodule_tiles(folder, "held-out", seed, part(progress, 0.09, 0.1))])
     crops, facts, left = Crops([drawn]), _facts([drawn]), _left(minutes, began)
-    network, curve = recipe.fit(crops, held_out, _work(output), left, seed, part(progress, 0.1, 1))
+    network, curve = recipe.fit(crops, held_out, work_folder(output, seed), left, seed, part(progress, 0.1, 1))
     networks: Networks = {"segmenter": ("segmenter-unet", {}, network)}
     description = "Supervised 3D U-Net of nodules, the upper bound of the benchmark; trained on voxel labels."
     _write(output, "nodule-unet", "segmenter", "segmentation", description, networks, curve, seed, left, facts)
@@ -89,7 +89,7 @@ def _predictor(
     from .chest_tiles import search_tiles
     from .data import Crops
 
-    began, work = time.monotonic(), _work(output)
+    began, work = time.monotonic(), work_folder(output, seed)
     crops, held_out, facts, left = _tiles(output, minutes, seed, progress)
     network, curve = recipe.fit(
         recipe.untrained(target, seed), crops, held_out, work / "even", recipe.EVEN_TIME * left, seed,
@@ -113,8 +113,12 @@ def _predictor(
     _write(output, recipe_name, "predictor", "classification", description, networks, curve, seed, left, facts)
 
 
-def _work(output: Path) -> Path:
-    return output.with_name(output.name + ".work")
+def work_folder(output: Path, seed: int) -> Path:
+    """Where the training of a bundle works: what was begun with one seed does not go on with another.
+
+    Its parent goes once the bundle is written.
+    """
+    return output.with_name(output.name + ".work") / f"seed-{seed}"
 
 
 def _tiles(output: Path, minutes: float, seed: int, progress: Progress):
@@ -161,6 +165,7 @@ def _write(
     """Write the bundle and drop the work folder."""
     from ..bundles import write_bundle
     from .data import FIELD_VOXELS, WINDOW_HU
+    from .tiles import SPACINGS_MM
 
     metrics = {name: value for name, value in (curve[-1] if curve else {}).items() if name.startswith("validation")}
     metadata = {
@@ -192,7 +197,7 @@ def _write(
     licence = Path(__file__).resolve().parents[2] / "LICENSE"
     text = licence.read_text() if licence.exists() else "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0\n"
     write_bundle(output, metadata, networks, card(metadata), text)
-    shutil.rmtree(_work(output), ignore_errors=True)
+    shutil.rmtree(work_folder(output, seed).parent, ignore_errors=True)
 
 
 def card(metadata: dict[str, Any]) -> str:

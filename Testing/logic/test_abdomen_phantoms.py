@@ -169,16 +169,6 @@ def test_fat_is_dark_only_where_it_is_suppressed() -> None:
     assert max(ratios["t2-spir"]) < 0.8 and min(ratios["t2"]) > 1.1
 
 
-def test_the_random_look_reorders_tissues() -> None:
-    """Over seeds the liver is sometimes brighter, sometimes darker than the left kidney."""
-    signs = set()
-    for seed in range(8):
-        scan = small(seed, "random", split=FULL)
-        image, labels = scan.image.voxels, scan.labels.voxels
-        signs.add(np.median(image[labels == LABEL["liver"]]) > np.median(image[labels == LABEL["left_kidney"]]))
-    assert signs == {True, False}
-
-
 # Grid
 
 

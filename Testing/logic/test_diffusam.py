@@ -294,9 +294,14 @@ def test_organs_that_are_not_known_are_not_learned() -> None:
         assert set(zip(rows.tolist(), organs.tolist(), strict=True)) == {(0, 0)}
 
 
+def only(phantom: AbdomenPhantom, *names: str) -> tuple[Volume, Volume]:
+    """A case that labels some organs alone."""
+    kept = np.isin(phantom.labels.voxels, [ORGANS[name].label for name in names])
+    return phantom.image, phantom.labels.with_voxels(np.where(kept, phantom.labels.voxels, 0))
+
+
 def test_few_shot_makes_a_bundle_of_the_labelled_organs(phantom: AbdomenPhantom, tmp_path: Path) -> None:
-    wanted = {ORGANS["liver"].label: "liver", ORGANS["left_kidney"].label: "left_kidney"}
-    adapted = adapt([(phantom.image, phantom.labels)], find_bundle("abdomen-ct"), minutes=0.05, organs=wanted)
+    adapted = adapt([only(phantom, "liver", "left_kidney")], find_bundle("abdomen-ct"), minutes=0.05)
     bundle = adapted.write(tmp_path / "mine")
     assert (bundle.name, bundle.kind) == ("mine", "organs")
     assert bundle.metadata["organs"] == ["left_kidney", "liver"]
@@ -307,27 +312,21 @@ def test_few_shot_makes_a_bundle_of_the_labelled_organs(phantom: AbdomenPhantom,
 
 
 def test_three_cases_hold_one_out(phantom: AbdomenPhantom) -> None:
-    wanted = {ORGANS["liver"].label: "liver"}
-    adapted = adapt([(phantom.image, phantom.labels)] * 3, find_bundle("abdomen-ct"), minutes=0.1, organs=wanted)
+    adapted = adapt([only(phantom, "liver")] * 3, find_bundle("abdomen-ct"), minutes=0.1)
     assert adapted.curve and all("held_out_dice" in row for row in adapted.curve)
     assert 0 <= adapted.metadata["metrics"]["held_out_dice"] <= 1
 
 
 def test_what_a_case_does_not_label_is_not_learned_as_absent(models: OrganModels, phantom: AbdomenPhantom) -> None:
-    def only(*names: str) -> tuple[Volume, Volume]:
-        kept = np.isin(phantom.labels.voxels, [ORGANS[name].label for name in names])
-        return phantom.image, phantom.labels.with_voxels(np.where(kept, phantom.labels.voxels, 0))
-
-    scans, learned = adaptation._labelled([only("liver"), only("left_kidney", "liver")], models, None)
+    cases = [only(phantom, "liver"), only(phantom, "left_kidney", "liver")]
+    scans, learned = adaptation._labelled(cases, models)
     assert learned == ("left_kidney", "liver")
     assert [scan.known[0].tolist() for scan in scans] == [[0, 1], [1, 1]]
 
 
 def test_a_case_is_held_out_only_if_the_others_have_its_organs(models: OrganModels, phantom: AbdomenPhantom) -> None:
     def held_out(*cases: str) -> int | None:
-        labels = [phantom.labels.with_voxels(np.where(phantom.labels.voxels == ORGANS[name].label,
-                                                      phantom.labels.voxels, 0)) for name in cases]
-        scans, learned = adaptation._labelled([(phantom.image, own) for own in labels], models, None)
+        scans, learned = adaptation._labelled([only(phantom, name) for name in cases], models)
         assert set(learned) == set(cases)
         return adaptation._held_out(scans)
 

@@ -18,7 +18,7 @@ import torch
 import GenSegLogic
 import GenSegLogic.engine as engine_module
 from GenSegLogic import Cancelled, Engine, GenSegError, Results, Volume, memory, provenance
-from GenSegLogic.bundles import find_bundle
+from GenSegLogic.bundles import Bundle, find_bundle
 from GenSegLogic.bundles.folders import cached_bundles_folder
 from GenSegLogic.engine import Attempt, ladder, precision
 from GenSegLogic.progress import Progress
@@ -38,6 +38,9 @@ class NetworkTask(ThresholdTask):
     second: str = parameter("", "Another bundle.")
     fail_above: int = parameter(1000, "Windows above it fail.")
     failure: str = parameter("numpy", "How they fail.")
+
+    def bundles(self, volumes: Mapping[str, Volume]) -> tuple[Bundle, ...]:
+        return tuple(find_bundle(name) for name in filter(None, (self.bundle, self.second)))
 
     def run(self, volumes: Mapping[str, Volume], engine: Engine, progress: Progress) -> Results:
         scores = []

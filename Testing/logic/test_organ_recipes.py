@@ -11,8 +11,10 @@ import torch
 from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.bundles import find_bundle, load_bundle
 from GenSegLogic.cli import main
+from GenSegLogic.engine import Engine
 from GenSegLogic.organs.diffusam.learning import LabelledScan, batches
-from GenSegLogic.organs.diffusam.models import organ_models
+from GenSegLogic.organs.diffusam.task import load_models, sam2_bundle
+from GenSegLogic.phantoms.abdomen_looks import LOOKS
 from GenSegLogic.training import organs, organs_data, organs_sam2
 from GenSegLogic.training.loop import CHECKPOINT
 from GenSegLogic.training.recipes import RECIPES
@@ -26,7 +28,8 @@ def test_sam2_then_priors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     messages: list[str] = []
     organs.sam2(tmp_path / "abdomen-sam2", 0.1, 0, lambda fraction, message: messages.append(message))
     sam2 = find_bundle(tmp_path / "abdomen-sam2")
-    organs.prior_ct(tmp_path / "abdomen-ct", 0.1, 0, lambda fraction, message: messages.append(message))
+    organs.prior_ct(tmp_path / "abdomen-ct", 0.1, 0, lambda fraction, message: messages.append(message),
+                    sam2=str(sam2.folder))
     assert any("step 1" in message for message in messages)
     drawn = sorted((tmp_path / "abdomen-phantoms" / "train").iterdir())
     assert [file.name for file in drawn] == ["case_0.npz", "case_5000.npz"]  # drawn once for all recipes
@@ -35,7 +38,7 @@ def test_sam2_then_priors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     network = load_bundle(sam2).networks["sam2"]
     next(network.parameters()).add_(0.01)
     other = organs.write_sam2(tmp_path / "other-sam2", network, [], 0, 0.0, 0)
-    unfinished = tmp_path / "abdomen-mr.work" / sam2.digest[:12] / "reading" / CHECKPOINT
+    unfinished = tmp_path / "abdomen-mr.work" / "seed-0" / sam2.digest[:12] / "reading" / CHECKPOINT
     unfinished.parent.mkdir(parents=True)
     unfinished.write_bytes(b"no checkpoint of the other")
     words = ["--minutes", "0.1", "--device", "cpu", "--sam2", str(other.folder)]
@@ -48,15 +51,16 @@ def test_sam2_then_priors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert bundle.metadata["image"]["window_hu"] == window
         assert bundle.metadata["sam2"] == {"name": its_sam2.name, "digest": its_sam2.digest}
         assert bundle.metadata["training"]["curve"] and bundle.metadata["training"]["recipe"] == recipe
-        models = organ_models(load_bundle(bundle), load_bundle(its_sam2))
+        models = load_models(str(bundle.folder), Engine("cpu"))  # finds the SAM 2 beside it, which no bundle here names
+        assert sam2_bundle(bundle).folder == its_sam2.folder
         assert models.organs == tuple(ORGANS)
         assert models.prior.std.min() > 0 and not torch.equal(models.prior.std, torch.ones_like(models.prior.std))
 
 
 def test_one_anatomy_in_all_looks(tmp_path: Path) -> None:
     file = organs_data.draw_cases(tmp_path, 1, 7, "held-out", 1.0, lambda fraction, message: None)[0]
-    scan = organs_data.load_scans([file], organs_data.LOOKS)[0]
-    assert len(scan.images) == len(organs_data.LOOKS)
+    scan = organs_data.load_scans([file], LOOKS)[0]
+    assert len(scan.images) == len(LOOKS)
     assert scan.tissues is not None
     assert {image.shape for image in scan.images} == {scan.labels.shape} == {scan.tissues.shape}
     body = scan.tissues > 0

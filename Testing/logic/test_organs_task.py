@@ -13,6 +13,7 @@ from GenSegLogic import Cancelled, Engine, GenSegError, OrgansTask, Volume, read
 from GenSegLogic.anatomy import ORGANS
 from GenSegLogic.bundles import cache_folder
 from GenSegLogic.cli import main
+from GenSegLogic.organs.diffusam.canonical import CanonicalGrid
 from GenSegLogic.organs.diffusam.propagate import Confidence
 from GenSegLogic.organs.diffusam.task import BUNDLES, modality_of
 from GenSegLogic.organs.measure import COLUMNS, measure
@@ -295,8 +296,16 @@ def test_doubts_are_told_before_the_work(ct: Volume) -> None:
     assert "is PT" in doubts and "12 mm" in doubts and "16 x 16 x 96 mm" in doubts
     wide = ct.affine @ np.diag([1.4, 1.4, 1.0, 1.0])
     assert "only its inner 352 mm are looked at" in " ".join(task().preflight({"image": Volume(ct.voxels, wide, "ct")}))
-    huge = Volume(np.broadcast_to(np.int16(0), (600, 512, 512)), np.diag([0.8, 0.8, 1.0, 1]))
-    assert task().memory_bytes({"image": ct}, Engine("cpu")) < task().memory_bytes({"image": huge}, Engine("cpu"))
+
+
+def test_the_memory_grows_with_the_ensemble_and_the_scan(ct: Volume) -> None:
+    def needed(image: Volume, samples: int) -> int:
+        return task(samples=samples).memory_bytes({"image": image}, Engine("cpu"))
+
+    huge = Volume(np.broadcast_to(np.int16(0), (600, 512, 512)), np.diag([0.8, 0.8, 1.0, 1]), "huge")
+    assert needed(ct, 1) < needed(ct, 16) and needed(ct, 1) < needed(huge, 1)
+    masks = len(ORGANS) * 16 * CanonicalGrid().slices(huge) * 80**2 * 4  # of sixteen members, float32
+    assert masks < needed(huge, 16) - 20 * huge.voxels.size < 4 * masks
 
 
 # The command line

@@ -10,7 +10,7 @@ from torch import nn
 
 from GenSegLogic.networks import build
 from GenSegLogic.networks.predictors import NodulePredictor
-from GenSegLogic.training.nodule_predictor import PREDICTORS, area_under_curve, crop_logits, predictor_loss
+from GenSegLogic.training.nodule_predictor import PREDICTORS, crop_logits, predictor_loss
 
 FAMILIES = list(PREDICTORS)
 
@@ -135,13 +135,3 @@ def test_crops_without_a_bit_do_not_count_and_nodules_weigh_more() -> None:
     more = bits.clone()
     more[0, 1] = 0.0
     assert float(predictor_loss(Constant(-1.0), {"image": x, "bits": more})) != pytest.approx(expected)
-
-
-def test_the_area_under_the_curve_is_the_share_of_ordered_pairs() -> None:
-    scores, truth = torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0.0, 0.0, 1.0, 1.0])
-    assert area_under_curve(scores, truth) == 0.75
-    assert area_under_curve(-scores, truth) == 0.25
-    generator = torch.Generator().manual_seed(0)
-    scores, truth = torch.randn(200, generator=generator), (torch.rand(200, generator=generator) < 0.3).float()
-    pairs = scores[truth == 1][:, None] > scores[truth == 0][None]
-    assert area_under_curve(scores, truth) == pytest.approx(float(pairs.float().mean()), abs=1e-6)

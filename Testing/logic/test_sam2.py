@@ -17,6 +17,7 @@ from GenSegLogic.bundles.sam2_names import to_transformers
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.networks import build
 from GenSegLogic.networks.sam2 import MEMORY_CHANNELS, SIZES, Features, Sam2
+from GenSegLogic.networks.sam2_sizes import slice_bytes
 
 MILLIONS = {"hiera-tiny": 38.9, "hiera-small": 46.0, "hiera-base-plus": 80.8, "hiera-large": 224.4}
 """Parameters as the publisher counts them."""
@@ -215,3 +216,12 @@ def test_whole_slices_know_their_memory_as_in_transformers() -> None:
         theirs = model.memory_attention(sequence(low), sequence(memory), sequence(position), sequence(remembered))
         ours = network._condition(features, memory)
     torch.testing.assert_close(ours, theirs.squeeze(0).transpose(1, 2).unflatten(2, (edge, edge)))
+
+
+def test_what_a_slice_takes_is_told_without_torch() -> None:
+    features = Sam2("abdomen").encode(torch.rand(1, 1, 160, 160))
+    assert sum(level.nbytes for level in (features.high, features.middle, features.low)) == slice_bytes("abdomen", 0)
+    masks = torch.zeros(5, *features.high.shape[-2:])
+    assert slice_bytes("abdomen", 5) - slice_bytes("abdomen", 0) == masks.nbytes
+    published = 4 * (32 * 256**2 + 64 * 128**2 + 256 * 64**2)  # all of them: 256 channels, memories of 64 x 64
+    assert slice_bytes("hiera-large", 0) == slice_bytes("hiera-tiny", 0) == published

@@ -490,7 +490,7 @@ def test_every_recipe_makes_a_bundle_that_loads(recipe: str, tmp_path: Path, mon
         (folder / chest_tiles.DRAWN).write_text(json.dumps({"seed": 3, "count": count}))
     output = tmp_path / "of-my-own"
     if recipe in ("nodule-cnn", "nodule-tinyvit"):
-        folder = write_folder(tmp_path / "of-my-own.work" / "searched", 12, seed=9)
+        folder = write_folder(tmp_path / "of-my-own.work" / "seed-3" / "searched", 12, seed=9)
         (folder / chest_tiles.DRAWN).write_text(json.dumps({"seed": 3, "count": chest_tiles.SEARCHED_SCANS}))
     monkeypatch.setattr(chest_tiles, "real_scan", lambda: None)
     monkeypatch.setattr("GenSegLogic.training.loop.time", Clock(60.0))

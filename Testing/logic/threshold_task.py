@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from GenSegLogic import Code, Engine, GenSegError, Results, Segment, Segmentation, Task, Volume
+from GenSegLogic.bundles import Bundle, find_bundle
 from GenSegLogic.progress import Progress
 from GenSegLogic.task import parameter
 
@@ -43,6 +44,9 @@ class ThresholdTask(Task):
     smooth: bool = parameter(False, "Smooth first.")
     started: str = parameter("", "File that is made when the work starts.")
     pause: float = parameter(0.0, "How long every step takes.", minimum=0, unit="s")
+
+    def bundles(self, volumes: Mapping[str, Volume]) -> tuple[Bundle, ...]:
+        return (find_bundle(self.bundle),) if self.bundle else ()
 
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
         return self.window**3 * 1000 * (4 if str(engine.dtype) == "torch.float32" else 2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ...anatomy import ORGANS
-from ...bundles import Bundle, find_bundle, load_bundle, write_bundle
+from ...bundles import Bundle, load_bundle, write_bundle
 from ...errors import GenSegError
 from ...networks.memory_prior import MemoryPrior
 from ...progress import Progress, part, silent
@@ -31,7 +31,7 @@ from .models import OrganModels, organ_models
 from .prior import select_organs
 from .propagate import look_at, segment
 from .self_training import CURVES, pseudo_label
-from .task import modality_of
+from .task import modality_of, sam2_bundle
 
 PAIRS = 4
 LEARNING_RATE = 6e-4
@@ -94,19 +94,17 @@ def adapt(
     seed: int = 0,
     progress: Progress = silent,
     source_free: bool = False,
-    organs: Mapping[int, str] | None = None,
     device: str = "cpu",
 ) -> Adapted:
     """Adapt the prior of ``source`` to other scans; SAM 2 stays as it is.
 
     Args:
-        cases: (scan, labels) pairs on any grid; labels None, or left unread with ``source_free``.
+        cases: (scan, labels) pairs on any grid; labels as in ORGANS, or None, and left unread, with ``source_free``.
         source: a bundle of kind ``organs``.
         minutes: budget of computing; it may stop earlier, when the held-out case no longer improves.
         seed: of all random numbers.
         progress: called at every step; may raise.
         source_free: learn from the scans alone: self-training where an ensemble agrees, and aligned grey values.
-        organs: label value -> organ name; None: the labels of ORGANS.
         device: where to train.
 
     Raises:
@@ -130,10 +128,10 @@ def adapt(
                                                           progress)
             learned = models.organs
         else:
-            scans, learned = _labelled(cases, models, organs)
+            scans, learned = _labelled(cases, models)
             models = _with_organs(models, learned)
             prior, curve, messages, stated = _few_shot(scans, models, minutes, seed, progress)
-            messages = [_amounts(cases, learned, organs), *messages]
+            messages = [_amounts(cases, learned), *messages]
     name = "source-free adaptation" if source_free else "few-shot adaptation"
     spent = round((time.monotonic() - began) / 60, 1)
     arguments = {**source.inference["networks"]["prior"], "organs": len(learned)}
@@ -155,8 +153,7 @@ def adapt(
 def _load(source: Bundle, device: str) -> OrganModels:
     if source.kind != "organs":
         raise GenSegError(f"{source.name} is a bundle of kind {source.kind}, but adapting needs one of kind organs.")
-    sam2 = load_bundle(find_bundle(source.metadata["sam2"]["name"]), device)
-    return organ_models(load_bundle(source, device), sam2)
+    return organ_models(load_bundle(source, device), load_bundle(sam2_bundle(source), device))
 
 
 def _with_organs(models: OrganModels, names: Sequence[str]) -> OrganModels:
@@ -168,13 +165,12 @@ def _with_organs(models: OrganModels, names: Sequence[str]) -> OrganModels:
 # Few-shot
 
 
-def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels,
-              organs: Mapping[int, str] | None) -> tuple[list[LabelledScan], tuple[str, ...]]:
+def _labelled(cases: Sequence[tuple[Volume, Volume | None]],
+              models: OrganModels) -> tuple[list[LabelledScan], tuple[str, ...]]:
     """Cases on the canonical grid, and the organs, in the models' order, that occur in any of them.
 
     Of an organ that a case does not label nothing is known: it may be there and nobody outlined it.
     """
-    numbers = _numbers(organs)
     placed = []
     for image, labels in cases:
         assert labels is not None  # checked by adapt
@@ -182,33 +178,26 @@ def _labelled(cases: Sequence[tuple[Volume, Volume | None]], models: OrganModels
             raise GenSegError(f"{labels.name} does not lie on the grid of {image.name}: their sizes or positions "
                               "differ; save the labels on the scan's own grid.")
         placed.append((models.grid.apply(image).voxels, models.grid.apply_labels(labels, image)))
-    there = {numbers[int(value)] for _, labels in placed for value in np.unique(labels) if int(value) in numbers}
-    learned = tuple(name for name in models.organs if name in there)
+    there = set().union(*(np.unique(labels).tolist() for _, labels in placed))
+    learned = tuple(name for name in models.organs if ORGANS[name].label in there)
     if not learned:
         raise GenSegError(f"The labels of {cases[0][0].name} hold none of the organs that {', '.join(models.organs)} "
                           "name; is the numbering another one?")
     scans = []
     for voxels, given in placed:
         own = np.zeros_like(given)
-        for value, name in numbers.items():
-            if name in learned:
-                own[given == value] = 1 + learned.index(name)
+        for number, name in enumerate(learned, 1):
+            own[given == ORGANS[name].label] = number
         labelled = [bool((own == place + 1).any()) for place in range(len(learned))]
         scans.append(LabelledScan((voxels,), own, np.tile(np.array(labelled, np.uint8), (len(own), 1))))
     return scans, learned
 
 
-def _numbers(organs: Mapping[int, str] | None) -> Mapping[int, str]:
-    return organs or {organ.label: name for name, organ in ORGANS.items()}
-
-
-def _amounts(cases: Sequence[tuple[Volume, Volume | None]], learned: Sequence[str],
-             organs: Mapping[int, str] | None) -> str:
+def _amounts(cases: Sequence[tuple[Volume, Volume | None]], learned: Sequence[str]) -> str:
     """What was learned from, so that whoever gave labels in another numbering sees it at once."""
-    numbers, parts = _numbers(organs), []
+    parts = []
     for name in learned:
-        values = [value for value, organ in numbers.items() if organ == name]
-        counts = [int(np.isin(labels.voxels, values).sum()) * float(np.prod(image.spacing)) / 1000
+        counts = [int((labels.voxels == ORGANS[name].label).sum()) * float(np.prod(image.spacing)) / 1000
                   for image, labels in cases if labels is not None]
         parts.append(f"{ORGANS[name].title.lower()} (" + ", ".join(f"{ml:.0f}" for ml in counts if ml) + " ml)")
     return "Learned from the labels: " + "; ".join(parts) + "."

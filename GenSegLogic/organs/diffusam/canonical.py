@@ -55,14 +55,22 @@ class CanonicalGrid:
             return replace(self, window_hu=None)
         return self if self.window_hu is not None else replace(self, window_hu=CT_WINDOW_HU)
 
+    def slices(self, image: Volume) -> int:
+        """How many slices the canonical grid of a scan has."""
+        return self._whole(image)[0][0]
+
+    def _whole(self, image: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
+        """Shape and affine of a grid that holds all of a scan."""
+        spacing_k = float(np.clip(_slice_distance(image), *self.slice_mm))
+        return canonical_grid(image, (self.spacing_mm, self.spacing_mm, spacing_k))
+
     def place(self, image: Volume) -> tuple[tuple[int, int, int], np.ndarray]:
         """Shape (k, j, i) and affine of the canonical grid for a scan in any orientation.
 
         Raises:
             GenSegError: if the scan shows nothing but one grey value.
         """
-        spacing_k = float(np.clip(_slice_distance(image), *self.slice_mm))
-        shape, affine = canonical_grid(image, (self.spacing_mm, self.spacing_mm, spacing_k))
+        shape, affine = self._whole(image)
         small = resample(image, shape, affine)
         center = _body_extent(small).mean(1)
         start = np.round(center - (self.size - 1) / 2)
@@ -78,10 +86,11 @@ class CanonicalGrid:
         return resample(Volume(scaled, image.affine, image.name, image.metadata), shape, affine, fill=0)
 
     def apply_labels(self, labels: Volume, image: Volume) -> np.ndarray:
-        """Labels (k, j, i) uint8 on the canonical grid of ``image``."""
+        """Labels (k, j, i) uint8 on the canonical grid of ``image``; what fits no uint8 is none, 0."""
         shape, affine = self.place(image)
-        whole = labels.with_voxels(np.asarray(np.round(labels.voxels), np.uint8))
-        return resample(whole, shape, affine, "nearest").voxels
+        whole = np.round(labels.voxels)
+        small = np.where((whole >= 0) & (whole <= 255), whole, 0).astype(np.uint8)
+        return resample(labels.with_voxels(small), shape, affine, "nearest").voxels
 
 
 CT_WINDOW_HU = (-160.0, 240.0)

@@ -30,14 +30,12 @@ class LabelledScan:
         labels: (K, S, S) uint8: 0 nothing, n the n-th organ of the prior, counted from 1.
         known: (K, organs) 1 where the labels say whether and where the organ is, else 0.
         tissues: (K, S, S) uint8 for random looks; None where they are not known.
-        trust: (K, S, S) in [0, 1], where the labels can be trusted; None: everywhere.
     """
 
     images: tuple[np.ndarray, ...]
     labels: np.ndarray
     known: np.ndarray
     tissues: np.ndarray | None = None
-    trust: np.ndarray | None = None
 
 
 def batches(scans: Sequence[LabelledScan], count: int, seed: int, random_share: float = 0.0,
@@ -53,8 +51,9 @@ def batches(scans: Sequence[LabelledScan], count: int, seed: int, random_share: 
         paired: draw pairs; what reads single slices learns more from slices that have nothing to do with each other.
 
     Yields:
-        image (B, 1, S, S) in [0, 1], labels (B, S, S) uint8, known (B, organs), trust (B, S, S) in [0, 1]. Paired,
-        B is 2 count: rows 2 p, the slice before in the direction of propagation, and 2 p + 1, the slice itself.
+        image (B, 1, S, S) in [0, 1], labels (B, S, S) uint8, known (B, organs), trust (B, S, S) 0 where the
+        deformation shows what lies outside of the slice, else 1. Paired, B is 2 count: rows 2 p, the slice before in
+        the direction of propagation, and 2 p + 1, the slice itself.
     """
     group = 2 if paired else 1
     rng = np.random.default_rng(seed)
@@ -72,8 +71,7 @@ def batches(scans: Sequence[LabelledScan], count: int, seed: int, random_share: 
                 image = version[index]
                 images.append(image.astype(np.float32) / 255 if image.dtype == np.uint8 else image)
                 tissues = scan.labels[index] if scan.tissues is None else scan.tissues[index]
-                trust = np.full_like(tissues, 255) if scan.trust is None else np.uint8(255 * scan.trust[index])
-                maps.append(np.stack([tissues, scan.labels[index], trust]))
+                maps.append(np.stack([tissues, scan.labels[index], np.ones_like(tissues)]))
                 known.append(scan.known[index])
                 is_random.append(random)
         grid = deformation(count, maps[0].shape[-1], generator, strength).repeat_interleave(group, 0)
@@ -85,7 +83,7 @@ def batches(scans: Sequence[LabelledScan], count: int, seed: int, random_share: 
         yield {
             "image": recolour(image, generator, group, strength) if strength else image,
             "labels": moved[:, 1].to(torch.uint8),
-            "trust": moved[:, 2] / 255,
+            "trust": moved[:, 2],
             "known": torch.from_numpy(np.stack(known)).float(),
         }
 

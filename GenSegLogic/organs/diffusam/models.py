@@ -55,12 +55,9 @@ def organ_models(organs: LoadedBundle, sam2: LoadedBundle) -> OrganModels:
     """Join a bundle of kind ``organs`` with the one of kind ``sam2`` that its metadata names in ``sam2``.
 
     Raises:
-        GenSegError: if a bundle is of another kind, or the prior was trained for another SAM2.
+        GenSegError: if the prior was trained for another SAM2.
     """
     metadata = organs.bundle.metadata
-    if organs.bundle.kind != "organs":
-        raise GenSegError(f"{organs.bundle.name} is a bundle of kind {organs.bundle.kind}, but organs needs one of "
-                          "kind organs.")
     if sam2.bundle.kind != "sam2" or sam2.bundle.digest != metadata["sam2"]["digest"]:
         raise GenSegError(f"{organs.bundle.name} was trained for {metadata['sam2']['name']} with the digest "
                           f"{metadata['sam2']['digest'][:12]}, not for {sam2.bundle.name}; fetch or train it again.")

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...errors import GenSegError
 from ...networks.memory_prior import Context
 from ...networks.sam2 import MASK_SCALE, MEMORY_CHANNELS, Features, Windows
+from ...networks.sam2_sizes import ENCODER_BATCH
 from ...volume import Volume
 from .prior import sample
 
@@ -44,7 +45,6 @@ OUTSIDE = -20.0
 """Logit of the masks beyond their windows."""
 BATCH = 16
 """Pairs of slice and organ that are decoded at once; more of them only leave the cache of a CPU."""
-ENCODER_BATCH = 8
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ...anatomy import ORGANS, check_names
-from ...bundles import AUTO
+from ...bundles import AUTO, find_bundle, list_bundles
+from ...bundles.folders import scan_bundles
 from ...errors import GenSegError
 from ...progress import Progress, part
 from ...results import Results, Segmentation
@@ -17,6 +18,7 @@ from ...task import Task, parameter
 from ...volume import Volume, resample_like
 
 if TYPE_CHECKING:
+    from ...bundles import Bundle
     from ...engine import Engine
     from .models import MemorySource, OrganModels
 
@@ -61,12 +63,25 @@ class OrgansTask(Task):
         super().__post_init__()
         check_names(self.organs)
 
+    def bundles(self, volumes: Mapping[str, Volume]) -> tuple[Bundle, ...]:
+        """The prior, and the SAM 2 that it was trained for."""
+        prior = prior_bundle(bundle_for(volumes["image"], self.bundle))
+        return prior, sam2_bundle(prior)
+
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
-        """Copies of the scan that are held at once, probabilities on the networks' grid, and their activations."""
+        """Copies of the scan that are held at once, what the networks make of its slices, and the networks."""
+        from ...networks.sam2_sizes import ENCODER_BATCH, encoding_bytes, slice_bytes
+        from .canonical import CanonicalGrid
+
         image = volumes["image"]
-        extent_mm = np.prod(np.array(image.shape[::-1]) * image.spacing)
-        canonical = min(float(extent_mm) / (2.4 * 2.4 * 3.0), 160 * 160 * 400)
-        return int(20 * np.prod(image.shape) + 16 * canonical * len(ORGANS)) + 700_000_000
+        prior, sam2 = self.bundles(volumes)
+        grid = CanonicalGrid.from_metadata(prior.metadata["image"])
+        size, organs = sam2.inference["networks"]["sam2"]["size"], len(ORGANS)
+        # Features are held twice while they are joined; then the masks of every member come beside them.
+        features = max(2 * slice_bytes(size, organs), slice_bytes(size, organs * (1 + self.samples)))
+        per_slice = features + 16 * organs * grid.size**2
+        return int(20 * np.prod(image.shape) + grid.slices(image) * per_slice + ENCODER_BATCH * encoding_bytes(size)
+                   + 2 * (prior.size_bytes + sam2.size_bytes)) + 700_000_000
 
     def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
         """Doubts about modality, slice thickness and extent of the scan."""
@@ -183,11 +198,35 @@ def load_models(bundle: str, engine: Engine) -> OrganModels:
     """
     from .models import organ_models
 
-    organs = engine.networks(bundle)
-    if organs.bundle.kind != "organs":
-        raise GenSegError(f"{organs.bundle.name} is a bundle of kind {organs.bundle.kind}, but organs needs one of "
-                          "kind organs.")
-    return organ_models(organs, engine.networks(organs.bundle.metadata["sam2"]["name"]))
+    prior = prior_bundle(bundle)
+    return organ_models(engine.networks(str(prior.folder)), engine.networks(str(sam2_bundle(prior).folder)))
+
+
+def prior_bundle(name_or_folder: str) -> Bundle:
+    """A bundle of kind ``organs``.
+
+    Raises:
+        GenSegError: if there is none, or it is of another kind.
+    """
+    bundle = find_bundle(name_or_folder)
+    if bundle.kind != "organs":
+        raise GenSegError(f"{bundle.name} is a bundle of kind {bundle.kind}, but organs needs one of kind organs.")
+    return bundle
+
+
+def sam2_bundle(prior: Bundle) -> Bundle:
+    """The SAM 2 that a prior was trained for: by its digest, beside the prior or among the bundles that are here.
+
+    Raises:
+        GenSegError: if it is not there.
+    """
+    named = prior.metadata["sam2"]
+    for bundle in (*scan_bundles([prior.folder.parent])[0], *list_bundles()):
+        if bundle.digest == named["digest"]:
+            return bundle
+    other = find_bundle(named["name"])
+    raise GenSegError(f"{prior.name} was trained for {named['name']} with the digest {named['digest'][:12]}, but "
+                      f"{other.folder} holds another one: put the one it was trained for beside {prior.folder}.")
 
 
 def modality_of(image: Volume) -> str:
