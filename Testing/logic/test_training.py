@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +34,7 @@ from GenSegLogic.training.tiles import (
     TILE_VOXELS,
     TILES_PER_CHEST,
     TRACE_VOXELS,
+    Tile,
     crop_bits,
     draw_nodule_tiles,
     draw_real_tiles,
@@ -294,34 +297,24 @@ def test_tiles_are_written_with_their_bits(tmp_path: Path, tiles: list) -> None:
         "real " + tile.kind for tile in tiles]
 
 
+def flat_tile(network: nn.Linear, split: Split, number: int) -> list[Tile]:
+    """A tile that tells which patient was asked for, of which split, by which network, and in which process."""
+    value = number + int(network.bias) + split.first_seed
+    return [Tile(np.full((48,) * 3, value % 10_000, np.int16), np.zeros((48,) * 3, np.uint8), 0.75, False,
+                 str(os.getpid()), 0.0)]
+
+
 def test_phantoms_are_drawn_in_other_processes_and_within_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("GenSegLogic.training.tiles.ProcessPoolExecutor", lambda **how: InlinePool())
-    asked: list[tuple] = []
-    drawn = list(draw_tiles(SPLITS["held-out"], 0, count=2))
-    monkeypatch.setattr("GenSegLogic.training.tiles._draw_chest", lambda job: asked.append(job) or drawn)
+    network = nn.Linear(1, 1).requires_grad_(False)
+    network.bias.fill_(1000)
     monkeypatch.setattr("GenSegLogic.training.tiles.time", Clock(60.0))
-    write_tiles(tmp_path / "tiles", "held-out", 10, silent, first=7, minutes=2.5)
-    assert asked == [(draw_tiles, "held-out", number) for number in (7, 8, 9)]
-    assert len(Crops([tmp_path / "tiles"])) == 6
-
-
-class InlinePool:
-    """A pool that works in this process, one job after another."""
-
-    def __enter__(self) -> InlinePool:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        """Nothing to end."""
-
-    def map(self, function, jobs):
-        """As the built-in one, lazily."""
-        return map(function, jobs)
-
-    def shutdown(self, cancel_futures: bool) -> None:
-        """Nothing is running."""
+    write_tiles(tmp_path / "tiles", "held-out", 10, silent, first=7, minutes=2.5, draw=partial(flat_tile, network))
+    crops = Crops([tmp_path / "tiles"])
+    assert SPLITS["held-out"].first_seed % 10_000 == 0
+    assert [int(crops.image(number)[0, 0, 0]) for number in range(len(crops))] == [1007, 1008, 1009]
+    assert os.getpid() not in {int(fact["kind"]) for fact in json.loads((tmp_path / "tiles/kinds.json").read_text())}
 
 
 def two_steps(target: str, folder: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
