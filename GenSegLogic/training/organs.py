@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import ORGANS
-from ..bundles import Bundle, find_bundle, load_bundle, write_bundle
+from ..bundles import Bundle, find_bundle, load_bundle
 from ..errors import GenSegError
 from ..networks.sam2 import Sam2
 from ..phantoms.abdomen_looks import LOOKS
 from ..phantoms.splits import first_phantom
 from ..progress import Progress, part
 from .organs_data import GRIDS, WITHOUT_ORGANS, draw_cases, load_scans
-from .recipes import work_folder
+from .recipes import Networks, work_folder, write_trained
 
 PHANTOMS, WITHOUT, HELD_OUT = 120, 100, 6
 """Phantoms to learn from, more of them of which more than usual have lost an organ, and phantoms to measure on."""
@@ -128,7 +128,6 @@ def write_prior(folder: Path, modality: str, network: Any, arguments: dict[str, 
 
 def _metadata(kind: str, description: str, image: dict[str, Any], recipe: str, curve: list[dict[str, float]],
               seed: int, minutes: float, phantoms: int, looks: tuple[str, ...]) -> dict[str, Any]:
-    last = curve[-1] if curve else {}
     return {
         "kind": kind, "task": "segmentation", "description": description, "image": image,
         "training": {
@@ -136,31 +135,10 @@ def _metadata(kind: str, description: str, image: dict[str, Any], recipe: str, c
             "data": {"phantoms": f"{phantoms} procedural abdomens of GenSegLogic.phantoms, split 'train', no patient",
                      "looks": list(looks)},
         },
-        "metrics": {name: value for name, value in last.items() if name.startswith("validation")},
-        "licence": "Apache-2.0", "commercial_use": True, "source": SOURCE,
+        "source": SOURCE,
     }
 
 
-def _write(folder: Path, metadata: dict[str, Any], networks: dict[str, Any]) -> Bundle:
-    licence = Path(__file__).resolve().parents[2] / "LICENSE"
-    text = licence.read_text() if licence.exists() else "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0\n"
-    metadata = {**metadata, "name": folder.name}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return write_bundle(folder, metadata, networks, _card(metadata), text)
-
-
-def _card(metadata: dict[str, Any]) -> str:
-    """The model card, Markdown."""
-    training = metadata["training"]
-    curve = training["curve"]
-    lines = [
-        f"# {metadata['name']}", "", metadata["description"], "", "Not for clinical use.", "",
-        f"- Recipe: `{training['recipe']}`, seed {training['seed']}, {training['minutes']} minutes of training",
-        f"- Data: {training['data']['phantoms']}; looks: {', '.join(training['data']['looks'])}",
-        f"- Licence: {metadata['licence']}; commercial use allowed", "",
-    ]
-    if curve:
-        keys = list(dict.fromkeys(key for row in curve for key in row))
-        lines += ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys),
-                  *["| " + " | ".join(f"{row[key]:g}" if key in row else "" for key in keys) + " |" for row in curve]]
-    return "\n".join(lines) + "\n"
+def _write(folder: Path, metadata: dict[str, Any], networks: Networks) -> Bundle:
+    data = metadata["training"]["data"]
+    return write_trained(folder, metadata, networks, [f"- Data: {data['phantoms']}; looks: {', '.join(data['looks'])}"])

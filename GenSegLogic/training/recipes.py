@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from ..progress import Progress, part
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..bundles import Bundle
 
 Networks = dict[str, tuple[str, dict[str, Any], "nn.Module"]]
 """Name in the bundle -> target of :data:`GenSegLogic.networks.TARGETS`, arguments, network."""
@@ -163,24 +166,22 @@ def _write(
     **more: Any,
 ) -> None:
     """Write the bundle and drop the work folder."""
-    from ..bundles import write_bundle
     from .data import FIELD_VOXELS, WINDOW_HU
     from .tiles import SPACINGS_MM
 
-    metrics = {name: value for name, value in (curve[-1] if curve else {}).items() if name.startswith("validation")}
+    image = {
+        "modality": "CT",
+        "window_hu": list(WINDOW_HU),
+        "spacing_mm": [SPACINGS_MM[0]] * 3,
+        "spacings_mm": list(SPACINGS_MM),
+        "orientation": "LPS",
+        "field_voxels": FIELD_VOXELS,
+    }
     metadata = {
-        "name": output.name,
         "kind": kind,
         "task": task,
         "description": description,
-        "image": {
-            "modality": "CT",
-            "window_hu": list(WINDOW_HU),
-            "spacing_mm": [SPACINGS_MM[0]] * 3,
-            "spacings_mm": list(SPACINGS_MM),
-            "orientation": "LPS",
-            "field_voxels": FIELD_VOXELS,
-        },
+        "image": image,
         "training": {
             "recipe": f"genseg train {recipe}",
             "seed": seed,
@@ -188,44 +189,63 @@ def _write(
             "data": facts,
             "curve": curve,
         },
-        "metrics": metrics,
-        "licence": "Apache-2.0",
-        "commercial_use": True,
         "source": "trained by this project; no published weights were used",
         **more,
     }
-    licence = Path(__file__).resolve().parents[2] / "LICENSE"
-    text = licence.read_text() if licence.exists() else "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0\n"
-    write_bundle(output, metadata, networks, card(metadata), text)
+    lines = [
+        f"- Data: {facts['phantoms']}; tiles: {facts['tiles']}",
+        *_calibration_lines(facts),
+        *([f"- Real scan: {facts['real']}"] if "real" in facts else []),
+        f"- Input: {image['modality']}, window {image['window_hu']} HU, spacings {image['spacings_mm']} mm",
+    ]
+    write_trained(output, metadata, networks, lines)
     shutil.rmtree(work_folder(output, seed).parent, ignore_errors=True)
 
 
-def card(metadata: dict[str, Any]) -> str:
-    """The model card of a bundle that a recipe made, Markdown."""
+def write_trained(folder: Path, metadata: dict[str, Any], networks: Networks, lines: Sequence[str]) -> Bundle:
+    """Write the bundle of a recipe, under the project's licence, with its card.
+
+    Args:
+        folder: of the bundle; it gives the name.
+        metadata: without name, licence and metrics: these are the figures of validation at the end of the curve.
+        networks: see :data:`Networks`.
+        lines: of the card, on data and input.
+    """
+    from ..bundles import write_bundle
+
+    curve = metadata["training"]["curve"]
+    last = curve[-1] if curve else {}
+    metadata = {
+        **metadata,
+        "name": folder.name,
+        "metrics": {name: value for name, value in last.items() if name.startswith("validation")},
+        "licence": "Apache-2.0",
+        "commercial_use": True,
+    }
+    licence = Path(__file__).resolve().parents[2] / "LICENSE"
+    text = licence.read_text() if licence.exists() else "Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0\n"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return write_bundle(folder, metadata, networks, card(metadata, lines), text)
+
+
+def card(metadata: dict[str, Any], lines: Sequence[str]) -> str:
+    """The model card of a bundle that a recipe made, Markdown; ``lines`` tell of data and input."""
     training = metadata["training"]
-    columns = list(training["curve"][0]) if training["curve"] else []
-    lines = [
-        f"# {metadata['name']}",
-        "",
-        metadata["description"],
-        "",
-        "Not for clinical use.",
-        "",
-        f"- Recipe: `{training['recipe']}`, seed {training['seed']}, {training['minutes']} minutes of training",
-        f"- Data: {training['data']['phantoms']}; tiles: {training['data']['tiles']}",
-        *_calibration_lines(training["data"]),
-        *([f"- Real scan: {training['data']['real']}"] if "real" in training["data"] else []),
-        f"- Input: {metadata['image']['modality']}, window {metadata['image']['window_hu']} HU, "
-        f"spacings {metadata['image']['spacings_mm']} mm",
-        f"- Licence: {metadata['licence']}; commercial use allowed",
-        "",
-        "| " + " | ".join(columns) + " |" if columns else "",
-        "|" + " --- |" * len(columns) if columns else "",
-        # A row may lack a figure, where training went on in parts.
-        *["| " + " | ".join(f"{row[name]:g}" if name in row else "" for name in columns) + " |"
-          for row in training["curve"]],
+    curve = training["curve"]
+    columns = list(dict.fromkeys(name for row in curve for name in row))
+    table = [
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
+        # A row may lack a figure: its phase measures another one.
+        *["| " + " | ".join(f"{row[name]:g}" if name in row else "" for name in columns) + " |" for row in curve],
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([
+        f"# {metadata['name']}", "", metadata["description"], "", "Not for clinical use.", "",
+        f"- Recipe: `{training['recipe']}`, seed {training['seed']}, {training['minutes']} minutes of training",
+        *lines,
+        f"- Licence: {metadata['licence']}; commercial use allowed", "",
+        *(table if curve else []),
+    ]) + "\n"
 
 
 def _calibration_lines(data: dict[str, Any]) -> list[str]:
