@@ -302,7 +302,7 @@ class GenSegNodulesTest(ScriptedLoadableModuleTest):
     def test_phantom_passes_preflight(self):
         """The sample is a CT that the task has no doubts about."""
         node = samples.add_phantom("chest")
-        found = preflight.check(NoduleTask, node, lambda task, volume: (), lambda task, volume: None, "a CT")
+        found = preflight.check(NoduleTask, node, lambda task, volume: None, "a CT")
         self.assertTrue(found.ready, found.problem)
         self.assertIn("CT", found.summary)
         self.assertEqual(found.doubts, ())
