@@ -159,7 +159,7 @@ def test_a_bundle_of_another_kind_is_named(panel, abdomen):
     panel._parameterNode.bundle = SAM2
     assert panel.knownOrgans() == tuple(ORGANS)
     assert not panel.ui.applyButton.enabled
-    assert f"{SAM2} is no model of organs" in panel.ui.preflightLabel.text
+    assert f"{SAM2} is a bundle of kind sam2" in panel.ui.preflightLabel.text
 
 
 def test_auto_takes_the_bundle_of_the_scans_modality(panel, abdomen):

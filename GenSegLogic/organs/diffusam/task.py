@@ -210,7 +210,8 @@ def prior_bundle(name_or_folder: str) -> Bundle:
     """
     bundle = find_bundle(name_or_folder)
     if bundle.kind != "organs":
-        raise GenSegError(f"{bundle.name} is a bundle of kind {bundle.kind}, but organs needs one of kind organs.")
+        raise GenSegError(f"{bundle.name} is a bundle of kind {bundle.kind}, but organs needs one of kind organs: "
+                          "choose another.")
     return bundle
 
 
