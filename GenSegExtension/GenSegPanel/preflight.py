@@ -64,9 +64,9 @@ def check(make_task: Callable[[], Task], scan: Any, expected_seconds: Callable[[
     try:
         task = make_task()
         names = [bundle.name for bundle in task.bundles({"image": volume})]
+        need = task.memory_bytes({"image": volume}, Engine("cpu"))
     except GenSegError as error:
         return Preflight(summary=_grid(volume), problem=str(error))
-    need = task.memory_bytes({"image": volume}, Engine("cpu"))
     free = free_memory_bytes()
     parts = [_grid(volume), " + ".join(names), _memory(need, free), _time(expected_seconds(task, volume))]
     doubts = list(task.preflight({"image": volume}))

@@ -134,7 +134,7 @@ def checked_bundle_folder(path: Path) -> Path:
     path = checked_directory(path).absolute()
     if not is_name(path.name) or path.name == AUTO:
         raise GenSegError(f"{path.name!r} cannot name a bundle: choose a folder named in lower-case letters, "
-                          "digits and dashes.")
+                          f"digits and dashes, and not {AUTO}.")
     if path.exists() and not can_be_replaced(path):
         raise GenSegError(f"{path} holds something other than a bundle: choose another folder.")
     return path

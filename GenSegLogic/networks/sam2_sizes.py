@@ -88,5 +88,5 @@ def encoding_bytes(size: str) -> int:
 
 
 def _cells(size: str) -> int:
-    """Of the grid of a memory."""
+    """How many cells the grid of a memory has."""
     return SIZES[size]["model"].get("memory_attention_rope_feat_sizes", [64])[0] ** 2
