@@ -439,7 +439,8 @@ def test_where_no_bundle_can_go_is_said_before_training(
     monkeypatch.setitem(RECIPES, "small", f"{__name__}:small_recipe")
     code, _, err = run(capsys, "train", "small", "-o", tmp_path / "My Model")
     assert (code, err) == (1, ["genseg: 'My Model' cannot name a bundle: choose a folder named in lower-case letters, "
-                               "digits and dashes."])
+                               "digits and dashes, and not auto."])
+    assert "'auto' cannot name a bundle" in run(capsys, "train", "small", "-o", tmp_path / "auto")[2][0]
     thesis = tmp_path / "thesis"
     thesis.mkdir()
     (thesis / "chapter.txt").write_text("years of work")
