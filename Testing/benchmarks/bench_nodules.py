@@ -5,7 +5,10 @@ Seconds are of processor time, so that other work on the machine does not count.
 Memory is measured twice, above the loaded models: the most that tensors hold at once, as
 `torch.cuda.max_memory_allocated` counts it on a GPU, and the growth of a process of its own, to which libraries add
 what they load and keep on first use, whatever the method. Plain guidance holds all that torch keeps for a gradient. All
-methods paint the same nodules of the phantoms' test split from the same noise.
+methods paint the same nodules of the phantoms from the same noise.
+
+The default's steps were chosen on the validation split, and so are those of plain guidance:
+``--split validation --nodules 28`` prints what they were chosen by.
 """
 
 from __future__ import annotations
@@ -27,17 +30,24 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 MEGABYTE = 1e6
-PLAIN: dict[str, Any] = {
-    "iterations": 1, "recurrences": 1, "samples": 1, "through_network": True, "only_darker": False, "whole_field": True
-}
+
+
+def plain(steps: int) -> dict[str, Any]:
+    """Plain guidance, with the default's strength in 4 steps, and each as much weaker where there are more."""
+    return {"iterations": 1, "recurrences": 1, "samples": 1, "through_network": True, "only_darker": False,
+            "whole_field": True, "steps": steps, "strength": 2.4 / steps}
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
-    "plain": PLAIN,
-    "plain, same window": {**PLAIN, "whole_field": False},
-    "plain, 8 steps": {**PLAIN, "steps": 8, "strength": 0.3},
-    "plain, 12 steps": {**PLAIN, "steps": 12, "strength": 0.2},
+    "plain": plain(12),
+    "plain, same window": {**plain(12), "whole_field": False},
+    "plain, 4 steps": plain(4),
+    "plain, 8 steps": plain(8),
+    "plain, 16 steps": plain(16),
 }
-"""Guidance by its settings. Plain guidance takes the default's steps; with more, each is as much shorter."""
+"""Guidance by its settings. Plain guidance does best on the validation split in 12 steps: mean Dice over 28 nodules is
+0.707 in 4, as many as the default's, 0.756 in 8, 0.768 in 12 and 0.762 in 16; the default's is 0.824."""
 MAISI_STEPS: dict[str, tuple[str, bool]] = {
     "default": ("default", True),
     "plain": ("plain", False),
@@ -72,7 +82,7 @@ def flow_of(method: str, flow):
     return flow if method == "default" else Plain(**vars(flow))
 
 
-def paint_case(number: int) -> dict[str, dict[str, float]]:
+def paint_case(split: str, number: int) -> dict[str, dict[str, float]]:
     """Paint one nodule by every method, at the default's centre and spacing.
 
     Returns:
@@ -89,7 +99,7 @@ def paint_case(number: int) -> dict[str, dict[str, float]]:
 
     models, autocast = shipped()
     half = models.flow.spacings_mm[-1] * models.flow.field_voxels / 2 + FIELD_MARGIN_MM
-    case = nodule_case("test", number, half)
+    case = nodule_case(split, number, half)
     result = {}
     with autocast:
         default = Situation(case, models).region
@@ -189,7 +199,7 @@ def maisi_step(method: str, our_norms: bool) -> Callable[[], float]:
     flow = flow_of(method, LatentFlow(networks[0], networks[1], 1.0, 4, (-1000.0, 1000.0), "RAS", field_voxels=64))
     predictor = cnn().eval().requires_grad_(False)
     region = ball((16,) * 3, (7.5,) * 3, REGION_RADIUS * 16 - 1, 2.0)
-    setting = replace(TASK.guidance_settings(), **METHODS[method], steps=2)
+    setting = replace(TASK.guidance_settings(), **{**METHODS[method], "steps": 2})
 
     def guide() -> float:
         told: list[float] = []
@@ -250,7 +260,8 @@ def print_ratios(title: str, measured: dict[str, dict[str, float]], more: dict[s
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--nodules", type=int, default=60, help="nodules of the test split (default 60)")
+    parser.add_argument("--nodules", type=int, default=60, help="how many of them (default 60)")
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="which (default test)")
     parser.add_argument("--only", choices=IN_A_PROCESS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only:
@@ -258,7 +269,7 @@ def main() -> None:
         return
     from GenSegLogic.evaluation.metrics import bootstrap_interval
 
-    cases = [paint_case(number) for number in range(arguments.nodules)]
+    cases = [paint_case(arguments.split, number) for number in range(arguments.nodules)]
     measured = {key: {name: np.array([case[name][key] for case in cases]) for name in METHODS}
                 for key in ("seconds", "dice")}
     told = {}
