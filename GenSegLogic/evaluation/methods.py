@@ -1,9 +1,7 @@
 """The methods of the nodule table: each gives a score map round a click, and a component of what exceeds a threshold.
 
-All that a predictor guides or that explain it see the same field and the same region of interest: the ball that the
-guided method chose. A threshold in HU has no predictor to choose one, so it gets a ball round the click, as large as
-suits it best on the validation split. No mask is cut by the lungs: a phantom's exact mask would tell where a nodule
-ends at the pleura, which no scan does.
+All see the same field and the same region of interest: the ball that the guided method chose. No mask is cut by the
+lungs: a phantom's exact mask would tell where a nodule ends at the pleura, which no scan does.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from ..nodules.fields import field_volume, to_tensor
 from ..nodules.models import LatentFlow
 from ..nodules.region import Region, paint_at_click
 from ..nodules.residual import combine
-from ..nodules.segments import nodules_from_residual
+from ..nodules.segments import nodules_from_residual, window_around
 from ..nodules.task import NoduleTask
 from ..volume import Volume, resample_like
 from .attribution import BASELINES, LAYERS, baseline_image, grad_cam, integrated_gradients, score_cam, smoothed_map
@@ -36,13 +34,10 @@ ATTRIBUTIONS = ("grad-cam", "score-cam", "integrated-gradients")
 RELATIVE = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 RESIDUAL_HU = (30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 125.0, 150.0, 175.0, 200.0, 250.0, 300.0, 400.0)
 HU = (-800.0, -750.0, -700.0, -650.0, -600.0, -550.0, -500.0, -450.0, -400.0, -300.0, -200.0, -100.0, 0.0)
-CLICK_RADII_MM = (6.0, 8.0, 10.0, 12.0, 15.0, 20.0, 25.0)
-OUTSIDE_HU = -2000.0
-"""Below every threshold of HU."""
 PROBABILITY = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 Setting = Mapping[str, Any]
-"""What the validation split chooses besides the threshold: a layer, a baseline image, a smoothing, a radius."""
+"""What the validation split chooses besides the threshold: a layer, a baseline image, a smoothing."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +129,16 @@ def as_the_task(residual: Volume, situation: Situation, threshold: float) -> np.
 
 
 def largest(scores: Volume, situation: Situation, threshold: float) -> np.ndarray:
-    """The largest component above the threshold."""
-    labels, count = ndimage.label(scores.voxels > threshold, np.ones((3, 3, 3)))
-    if not count:
-        return np.zeros(scores.shape, bool)
-    return ndimage.binary_fill_holes(labels == 1 + int(np.bincount(labels.ravel())[1:].argmax()))
+    """The largest component above the threshold in the region's ball."""
+    center, radius = situation.region.center, situation.region.radius_mm
+    result = np.zeros(scores.shape, bool)
+    window = window_around(scores, center, radius)
+    above = (scores.voxels > threshold)[window] & (_distance(scores, center)[window] <= radius)
+    labels, count = ndimage.label(above, np.ones((3, 3, 3)))
+    if count:
+        component = labels == 1 + int(np.bincount(labels.ravel())[1:].argmax())
+        result[window] = ndimage.binary_fill_holes(component)
+    return result
 
 
 def _distance(grid: Volume, center: np.ndarray) -> np.ndarray:
@@ -191,17 +191,10 @@ def _supervised(situation: Situation, setting: Setting) -> Volume:
         return situation.on_scan(torch.sigmoid(situation.models.segmenter(situation.tensor))[0, 0])
 
 
-def _near_click(situation: Situation, setting: Setting) -> Volume:
-    image = situation.case.image
-    near = _distance(image, situation.case.seed_point) <= setting["radius_mm"]
-    return image.with_voxels(np.where(near, image.voxels, OUTSIDE_HU).astype(np.float32))
-
-
 def methods(with_segmenter: bool) -> tuple[Method, ...]:
     """The rows of the table, in order; the supervised upper bound only where there is a segmenter."""
     layers = tuple({"layer": layer} for layer in LAYERS)
     both = tuple({"layer": layer, "baseline": baseline} for layer in LAYERS for baseline in BASELINES)
-    balls = tuple({"radius_mm": radius} for radius in CLICK_RADII_MM)
     smooth = tuple({"baseline": name, "smoothing_voxels": s} for name in BASELINES for s in (0.5, 1.0, 2.0))
     rows = (
         Method("guided", _painted(TASK.guidance), RESIDUAL_HU, segment=as_the_task),
@@ -209,7 +202,7 @@ def methods(with_segmenter: bool) -> tuple[Method, ...]:
         Method("grad-cam", _grad_cam, RELATIVE, layers),
         Method("score-cam", _score_cam, RELATIVE, both),
         Method("integrated-gradients", _integrated_gradients, RELATIVE, smooth),
-        Method("threshold", _near_click, HU, balls, segment=largest),
+        Method("threshold", lambda situation, setting: situation.case.image, HU, segment=largest),
         Method("supervised-unet", _supervised, PROBABILITY),
     )
     return rows if with_segmenter else rows[:-1]

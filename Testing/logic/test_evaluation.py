@@ -15,7 +15,7 @@ import torch
 from GenSegLogic.cli import main
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.evaluation import cases, jobs, luna16, nodules, table
-from GenSegLogic.evaluation.methods import CLICK_RADII_MM, Choice, Method, Models, Situation, choose, measure, methods
+from GenSegLogic.evaluation.methods import Choice, Method, Models, Situation, choose, largest, measure, methods
 from GenSegLogic.evaluation.metrics import (
     Mark,
     bootstrap_interval,
@@ -214,9 +214,7 @@ def test_all_methods_run_and_those_with_known_answers_are_right(models: Models) 
     assert all(0 <= figures["dice"] <= 1 for figures in found.values())
 
 
-def test_the_threshold_method_takes_the_largest_component_near_the_click(models: Models) -> None:
-    threshold = next(row for row in methods(with_segmenter=False) if row.name == "threshold")
-    assert [setting["radius_mm"] for setting in threshold.settings] == sorted(CLICK_RADII_MM)
+def test_the_threshold_method_takes_the_largest_component_of_the_region(models: Models) -> None:
     case = ball_case(4.0)
     situation = Situation(case, models)
     k, j, i = np.round(case.image.to_indices(case.seed_point)[::-1]).astype(int)
@@ -224,17 +222,14 @@ def test_the_threshold_method_takes_the_largest_component_near_the_click(models:
     plate[k - 1 : k + 2, j - 6 : j + 6, i + 7 : i + 9] = True
     case.image.voxels[plate] = 100
     reach = np.linalg.norm((np.argwhere(plate) - [k, j, i]) * case.image.spacing[::-1], axis=1)
-    assert 6 < reach.max() < 12 and plate.sum() > case.truth.sum()
-
-    def found(radius_mm: float, hu: float) -> np.ndarray:
-        return threshold.segment(threshold.score(situation, {"radius_mm": radius_mm}), situation, hu)
-
-    assert np.array_equal(found(12.0, -400.0), plate)
-    assert np.array_equal(found(reach.min() - 0.1, -400.0), case.truth)
+    assert reach.max() < situation.region.radius_mm and plate.sum() > case.truth.sum()
+    assert np.array_equal(largest(case.image, situation, -400.0), plate)
+    case.image.voxels[...] = np.where(case.truth, 40, -850)
+    case.image.voxels[:, :, -6:] = 100  # a wall beyond the region's ball
+    assert np.array_equal(largest(case.image, situation, -400.0), case.truth)
     case.lungs.voxels[:, :, : i + 1] = 0  # which no method may know
-    assert np.array_equal(found(12.0, -400.0), plate)
-    assert not found(12.0, 2000.0).any()
-    assert not situation.painted  # nor the predictor's region
+    assert np.array_equal(largest(case.image, situation, -400.0), case.truth)
+    assert not largest(case.image, situation, 2000.0).any()
 
 
 def test_maps_reach_no_further_than_the_region(models: Models) -> None:
