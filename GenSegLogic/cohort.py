@@ -26,7 +26,7 @@ from . import memory, provenance
 from .engine import Engine, choose_device
 from .errors import Cancelled, GenSegError
 from .progress import Progress, part, silent
-from .saving import read_table
+from .saving import read_table, unchanged_files
 from .task import Task
 from .volume import read_volume
 from .volume.files import EXTENSIONS
@@ -95,7 +95,7 @@ def find_cases(folder: Path, masks: Mapping[str, Path] | None = None, output: Pa
     Results that GenSeg has written are no scans, so that ``output`` may be ``folder`` itself; phantoms are.
 
     Args:
-        masks: role -> folder with one mask per case, called like the case.
+        masks: role -> folder with one mask per case, called like the case; no case, should it lie inside ``folder``.
         output: left out, should it lie inside ``folder``.
 
     Raises:
@@ -105,8 +105,9 @@ def find_cases(folder: Path, masks: Mapping[str, Path] | None = None, output: Pa
         raise GenSegError(f"{folder} is not a folder: give the folder that holds the scans.")
     images: list[Path] = []
     results = _results(folder)
+    others = {path.resolve() for path in (output, *(masks or {}).values()) if path is not None}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or (output is not None and path.resolve() == output.resolve()):
+        if path.name.startswith(".") or path.resolve() in others:
             continue
         if path.is_dir():
             images += _scan_in(path, output)
@@ -212,8 +213,12 @@ def _is_done(found: Mapping[str, Any], directory: Path, task: Task, volumes: Map
         return False
     if found.get("inputs") != {role: provenance.describe_volume(volume) for role, volume in volumes.items()}:
         return False
-    if not all((directory / name).is_file() for name in found.get("files", ())):
+    files = found.get("files", {})
+    if not all((directory / name).is_file() for name in files):
         return False
+    tables = {name: digest for name, digest in files.items() if name.endswith(".csv")}
+    if unchanged_files(directory, {"files": tables}) != tables.keys():
+        return False  # its rows go into the cohort's table, so they must be those that were found
     try:
         digests = {bundle.name: bundle.digest for bundle in task.bundles(volumes)}
     except GenSegError:
@@ -291,8 +296,10 @@ def _run_in_processes(
     for case in cases:
         waiting.put(case)
 
+    limits = _shares_of_memory(cohort.device, workers)
+
     def new_pool() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, context, _start_worker, (cohort.device, workers, cancel))
+        return ProcessPoolExecutor(1, context, _start_worker, (cohort.device, workers, limits, cancel))
 
     def serve() -> None:
         pool = new_pool()
@@ -336,10 +343,16 @@ def _next(
             return item
 
 
+def _shares_of_memory(device: str, workers: int) -> dict[str, int]:
+    """Bytes that each of the workers may use, on the GPU and on the CPU, to which a task may have to step down."""
+    places = {place.type: place for place in (choose_device("cpu"), choose_device(device))}
+    return {kind: memory.free_bytes(place) // workers for kind, place in places.items()}
+
+
 _worker: tuple[Engine, Event] | None = None  # of this process, when it is a worker
 
 
-def _start_worker(device: str, workers: int, cancel: Event) -> None:
+def _start_worker(device: str, workers: int, limits: Mapping[str, int], cancel: Event) -> None:
     global _worker
     # Ctrl-C, and a terminal that is closed, reach every process; the parent passes them on as a cancel.
     for number in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
@@ -349,8 +362,7 @@ def _start_worker(device: str, workers: int, cancel: Event) -> None:
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    share = memory.free_bytes(choose_device(device)) // workers
-    _worker = (Engine(device, memory_limit_bytes=share), cancel)
+    _worker = (Engine(device, limits), cancel)
 
 
 def _run_in_worker(cohort: Cohort, case: Case) -> Outcome:

@@ -54,16 +54,18 @@ class Engine:
     ``Engine().run(NoduleTask(most=5), read_volume("chest.nrrd"))``
 
     Where the memory does not suffice, it tries the task's lighter variants, then lower precision, then the CPU, and
-    says so in ``Results.messages``. Results made with the same seed on the same kind of CPU are the same to the byte;
-    another kind may compute in another precision (see :func:`precision`) or order.
+    says so in ``Results.messages``. Results made with the same seed by as many threads on the same kind of CPU are the
+    same to the byte; another kind may compute in another precision (see :func:`precision`), and fewer threads in
+    another order.
     Tasks from several threads run one after another.
     """
 
-    def __init__(self, device: str = "auto", memory_limit_bytes: int | None = None) -> None:
+    def __init__(self, device: str = "auto", memory_limits: Mapping[str, int] | None = None) -> None:
         """
         Args:
             device: ``auto`` (a CUDA GPU where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
-            memory_limit_bytes: use no more than this on a device, warm networks included; None: what is free.
+            memory_limits: ``cpu`` and ``cuda`` -> bytes that may be used there at most, warm networks included; without
+                one, what is free.
 
         Raises:
             GenSegError: if ``device`` is none of these words. Whether the GPU is there is seen on first use.
@@ -71,7 +73,7 @@ class Engine:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise GenSegError(f"The device is {device!r}, but must be auto, cpu, cuda or cuda:N.")
         self._wanted = device
-        self._limit = memory_limit_bytes
+        self._limits = dict(memory_limits or {})
         self._chosen: torch.device | None = None
         self._attempt: Attempt | None = None
         self._warm: OrderedDict[tuple[str, str], _Warm] = OrderedDict()  # least recently used first
@@ -90,6 +92,11 @@ class Engine:
         if self._chosen is None:
             self._chosen = choose_device(self._wanted)
         return self._chosen
+
+    @property
+    def computes_on_host(self) -> bool:
+        """Whether :attr:`device` is the CPU; an engine that was made for it knows without PyTorch."""
+        return (self._attempt is None and self._wanted == "cpu") or self.device.type == "cpu"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -137,8 +144,9 @@ class Engine:
         """Bytes that a task may still use on ``device`` (None: :attr:`device`), within this engine's limit."""
         device = device or self.device
         free = memory.free_bytes(device)
-        if self._limit is not None:
-            free = min(free, self._limit - sum(warm.bytes for warm in self._warm.values() if warm.device == device))
+        if device.type in self._limits:
+            used = sum(warm.bytes for warm in self._warm.values() if warm.device == device)
+            free = min(free, self._limits[device.type] - used)
         return max(0, free)
 
     def run(self, task: Task, volumes: Volume | Mapping[str, Volume], progress: Progress = silent) -> Results:
@@ -183,6 +191,7 @@ class Engine:
             },
             "device": str(attempt.device),
             "precision": str(attempt.dtype).removeprefix("torch."),
+            "threads": _torch().get_num_threads(),
             "started": started.isoformat(timespec="seconds"),
             "duration_seconds": round(time.perf_counter() - clock, 3),
         }

@@ -40,7 +40,7 @@ def describe_volume(volume: Volume) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that shape the numbers; those that are not installed are left out."""
     found = {"python": platform.python_version()}
-    for package in ("torch", "monai", "numpy", "SimpleITK"):
+    for package in ("torch", "monai", "transformers", "numpy", "scipy", "SimpleITK"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

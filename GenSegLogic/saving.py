@@ -65,7 +65,7 @@ def save_results(
         with _alone(base):
             records = provenance.records(directory)
             ours = {provenance.FILE_NAME} if records else set()
-            stale = _unchanged_files(directory, records.pop(provenance.made_by(results.provenance), {}))
+            stale = unchanged_files(directory, records.pop(provenance.made_by(results.provenance), {}))
             names = {path.name for path in new.iterdir()} | {provenance.FILE_NAME}
             kept = _other_names(directory, names - ours - stale)
             owners = _renamed(directory, records, kept)
@@ -166,7 +166,7 @@ def _renamed(directory: Path, records: Mapping[str, dict[str, Any]], kept: Mappi
     """Let the records of others name their files as they will be ``kept``; returns file name -> whose it is."""
     owners: dict[str, str] = {}
     for maker, record in records.items():
-        theirs = _unchanged_files(directory, record) & kept.keys()
+        theirs = unchanged_files(directory, record) & kept.keys()
         record["files"] = {kept[name] if name in theirs else name: digest for name, digest in record["files"].items()}
         owners |= dict.fromkeys(theirs, maker)
     return owners
@@ -211,7 +211,7 @@ def _other_names(directory: Path, names: set[str]) -> dict[str, str]:
             for name in sorted(names) if not free(name)}
 
 
-def _unchanged_files(directory: Path, record: Mapping[str, Any]) -> set[str]:
+def unchanged_files(directory: Path, record: Mapping[str, Any]) -> set[str]:
     """Names of the files that the save recorded in ``record`` wrote and nobody has touched since."""
     files = record.get("files", {})
     paths = {name: directory / name for name in files if Path(name).name == name}

@@ -61,13 +61,21 @@ class Task:
                           maximum=LARGEST_SEED)
 
     def __post_init__(self) -> None:
-        """Check every parameter against its range.
+        """Check every parameter against its type and range; lists and arrays become tuples.
 
         Raises:
-            GenSegError: naming the parameter, its value and the range allowed.
+            GenSegError: naming the parameter, its value and what is allowed.
         """
+        types = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            check_parameter(self.name, field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            try:
+                value = _typed(value, types[field.name])
+            except TypeError as error:
+                wanted = _in_words(types[field.name])
+                raise GenSegError(f"{self.name}: {field.name} is {value!r}, but must be {wanted}.") from error
+            object.__setattr__(self, field.name, value)  # the only way in a frozen dataclass
+            check_parameter(self.name, field, value)
 
     @classmethod
     def parameters(cls) -> dict[str, dataclasses.Field]:
@@ -87,7 +95,7 @@ class Task:
         return ()
 
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
-        """Estimate of the peak working memory of :meth:`run` in bytes."""
+        """Estimate of the peak working memory of :meth:`run` on the engine's device, in bytes."""
         raise TypeError(f"{type(self).__name__} does not estimate its memory")
 
     def lighter(self) -> Task | None:
@@ -101,6 +109,30 @@ class Task:
     def run(self, volumes: Mapping[str, Volume], engine: Engine, progress: Progress) -> Results:
         """Do the work. ``volumes["image"]`` is the scan. Raises GenSegError or Cancelled."""
         raise TypeError(f"{type(self).__name__} cannot run")
+
+
+def _typed(value: Any, expected: Any) -> Any:
+    """``value`` as a parameter of type ``expected``; raises TypeError where it is none."""
+    if hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    if typing.get_origin(expected) is tuple:
+        items = typing.get_args(expected)
+        if not isinstance(value, (tuple, list)) or (items[-1] is not Ellipsis and len(value) != len(items)):
+            raise TypeError
+        return tuple(_typed(item, items[0]) for item in value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if expected is int and number and value == value // 1:
+        return int(value)
+    if (expected is float and number) or (expected not in (int, float) and isinstance(value, expected)):
+        return value
+    raise TypeError
+
+
+def _in_words(expected: Any) -> str:
+    if typing.get_origin(expected) is tuple:
+        items = typing.get_args(expected)
+        return f"a list, each of it {_in_words(items[0])}" if items[-1] is Ellipsis else f"{len(items)} numbers"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}[expected]
 
 
 def check_parameter(task: str, field: dataclasses.Field, value: Any) -> None:

@@ -40,11 +40,13 @@ class Fetched:
 
     Attributes:
         files: role -> path on disk.
+        downloaded: those of them that were not there before.
         messages: sentences for the user: how every file was checked.
         revision: the commit that the hub named, None where it named none.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
+    downloaded: list[Path] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     revision: str | None = None
 
@@ -104,6 +106,7 @@ def fetch(published: Published, progress: Progress = silent) -> Fetched:
             raise GenSegError(f"{published.name} cannot be fetched by GenSeg; {_by_hand(published, target)}.")
         else:
             _fetch_file(published, file, target, fetched, part(progress, index / count, (index + 1) / count))
+            fetched.downloaded.append(target)
         fetched.files[file.role] = target
     return fetched
 

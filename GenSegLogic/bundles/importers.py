@@ -212,8 +212,8 @@ def _scale_factor(content: Mapping[str, Any], file: Path) -> float:
     return float(number)
 
 
-def _convert_maisi(files: Mapping[str, Path], modality: str) -> tuple[Networks, dict[str, Any]]:
-    from ..networks.maisi import CLASS_LABELS, MAISI_AUTOENCODER, MAISI_VELOCITY
+def _convert_maisi(files: Mapping[str, Path]) -> tuple[Networks, dict[str, Any]]:
+    from ..networks.maisi import MAISI_AUTOENCODER, MAISI_VELOCITY
 
     content = read_checkpoint(files["velocity"])
     if "unet_state_dict" not in content:
@@ -233,26 +233,12 @@ def _convert_maisi(files: Mapping[str, Path], modality: str) -> tuple[Networks, 
             "downsampling": 2 ** (len(MAISI_AUTOENCODER["num_channels"]) - 1),
             "scale_factor": scale_factor,
         },
-        "conditioning": {
-            "timesteps_per_noise_fraction": 1000,
-            "spacing_per_mm": 100,
-            "class_label": CLASS_LABELS[modality],
-            "class_labels": CLASS_LABELS,
-        },
     }
     networks: Networks = {
         "autoencoder": ("maisi-autoencoder", MAISI_AUTOENCODER, autoencoder),
         "velocity": ("maisi-velocity", MAISI_VELOCITY, velocity),
     }
     return networks, metadata
-
-
-def _convert_maisi_ct(files: Mapping[str, Path]) -> tuple[Networks, dict[str, Any]]:
-    return _convert_maisi(files, "ct")
-
-
-def _convert_maisi_mr(files: Mapping[str, Path]) -> tuple[Networks, dict[str, Any]]:
-    return _convert_maisi(files, "mr")
 
 
 # Encoders
@@ -343,7 +329,7 @@ IMPORTERS: dict[str, Importer] = {
         # Spacings and field are GenSeg's choice for nodules; the weights themselves take any spacing.
         image={"modality": "CT", "window_hu": [-1000, 1000], "spacing_mm": None, "spacings_mm": [0.75, 1.5],
                "field_voxels": 64, "orientation": "RAS", "grid": "maisi-ct"},
-        convert=_convert_maisi_ct,
+        convert=_convert_maisi,
     ),
     "maisi-rflow-mr": Importer(
         bundle_kind="flow",
@@ -352,7 +338,7 @@ IMPORTERS: dict[str, Importer] = {
                     "mapped to [0, 1] and not clipped.",
         image={"modality": "MR", "window_hu": None, "window_percentiles": [0, 99.5], "spacing_mm": None,
                "orientation": "RAS", "grid": "maisi-mr"},
-        convert=_convert_maisi_mr,
+        convert=_convert_maisi,
     ),
     "litemedsam-tinyvit": Importer(
         bundle_kind="encoder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import stat
@@ -9,7 +10,6 @@ import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import GenSegError
@@ -106,8 +106,18 @@ def fetch_published(name: str, progress: Progress = silent) -> tuple[Bundle | No
     if published.importer is None:
         return None, published_folder(published), messages
     bundle = _convert(published, fetched.files, part(progress, 0.9, 1.0))
-    shutil.rmtree(published_folder(published))  # the bundle holds the same weights
+    messages += _tidy(published_folder(published), fetched.downloaded)
     return bundle, bundle.folder, messages
+
+
+def _tidy(folder: Path, downloaded: Sequence[Path]) -> list[str]:
+    """Remove what was downloaded, for the bundle holds the same weights; what somebody put there stays, and is told."""
+    with contextlib.suppress(OSError):  # one that a virus scanner still reads costs space, no result
+        for path in downloaded:
+            path.unlink()
+        folder.rmdir()
+    left = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [f"{folder} still holds {', '.join(left)}; the bundle does not need it any more."] if left else []
 
 
 def remove(name: str) -> list[tuple[Path, int]]:
@@ -160,7 +170,7 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _staging() -> Iterator[Path]:
     """An empty folder beside the cached bundles, on the same disk; removed unless it was moved away."""
     folder = cached_bundles_folder() / f".{uuid.uuid4().hex[:8]}"

@@ -17,6 +17,7 @@ from .options import (
     add_mask_options,
     add_run_options,
     add_task_options,
+    asked_for,
     checked_directory,
     masks_from,
     task_from,
@@ -37,7 +38,7 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
                         help="leave out cases that were done before with the same parameters")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, or auto")
     add_run_options(parser)
-    asked = next((word for word in words if word in TASKS), None)
+    asked = asked_for(words, TASKS)
     if asked is not None:
         task = load_task(asked)
         add_mask_options(parser, task, folders=True)

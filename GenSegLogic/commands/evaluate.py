@@ -10,7 +10,7 @@ from typing import Any
 
 from ..tasks import load
 from .console import Console
-from .options import WrongUse, device, positive
+from .options import WrongUse, asked_for, device, positive
 
 _OWN_ARGUMENTS = ("command", "task_name", "quiet", "json", "benchmark")
 _CHECKS: dict[str, Callable[[str], Any]] = {"device": device, "minutes": positive, "unet_minutes": positive}
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 def add_own_arguments(parser: argparse.ArgumentParser, targets: Mapping[str, str], words: Sequence[str]) -> None:
     """Call ``add_arguments(parser)`` of the module of the target that ``words`` name, where it has one."""
-    asked = next((word for word in words if word in targets), None)
+    asked = asked_for(words, targets)
     if asked is not None:
         module = importlib.import_module(targets[asked].split(":")[0])
         if hasattr(module, "add_arguments"):

@@ -10,7 +10,7 @@ import re
 import tempfile
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,19 @@ class WrongUse(GenSegError):
 
 Point = tuple[float, float, float]
 Points = tuple[Point, ...]
+
+
+_TAKES_ANY_WORD = ("-o", "--output", "--series", "--ray", "--root", "--data", "--cache", "--sam2")
+
+
+def asked_for(words: Sequence[str], names: Collection[str]) -> str | None:
+    """The first of ``words`` among ``names`` that is no option's value (``-o organs``); None where there is none.
+
+    What is named decides which further options there are, so it is looked for before anything is parsed.
+    """
+    before = ("", *words)
+    return next((word for option, word in zip(before, words, strict=False)
+                 if word in names and option not in _TAKES_ANY_WORD), None)
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:

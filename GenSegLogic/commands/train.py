@@ -10,7 +10,7 @@ from typing import Any
 from ..engine import choose_device
 from ..tasks import load
 from .console import Console
-from .options import add_device_option, checked_bundle_folder, positive, seed
+from .options import add_device_option, asked_for, checked_bundle_folder, positive, seed
 
 PRIORS = ("organs-ct", "organs-mr")
 """Recipes that train on any device, and for any SAM 2."""
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
                              "was interrupted goes on from what lies beside it")
     parser.add_argument("--minutes", type=positive, default=90.0, help="how long to train at most (default 90)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default 0)")
-    if set(words) & set(PRIORS):
+    if asked_for(words, RECIPES) in PRIORS:
         add_device_option(parser)
         parser.add_argument("--sam2", metavar="NAME",
                             help="bundle of SAM 2 that the prior is trained for, or its folder (default abdomen-sam2, "

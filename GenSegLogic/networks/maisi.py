@@ -56,9 +56,6 @@ MAISI_VELOCITY: dict[str, Any] = {
 }
 """Arguments of diff_unet_3d_rflow-ct.pt and diff_unet_3d_rflow-mr.pt: 180.5 million parameters."""
 
-CLASS_LABELS = {"unconditional": 0, "ct": 1, "mr": 8, "mr-t1": 9, "mr-t2": 10, "mr-flair": 11}
-"""The published networks' class label of each modality."""
-
 
 def autoencoder(**arguments: Any) -> AutoencoderKlMaisi:
     """Build MONAI's MAISI autoencoder: image[B, 1, ...] <-> latent[B, latent_channels, ... / 2^(levels - 1)].

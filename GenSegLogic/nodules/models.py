@@ -13,6 +13,7 @@ from ..networks.frozen import FrozenConvolutions
 from ..networks.predictors import NodulePredictor
 
 CT_CLASS = 1
+"""MAISI's class of CT; 0 is no class."""
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,13 @@ class NoduleTask(Task):
         return find_bundle(self.bundle), find_bundle(self.predictor)
 
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
-        """Copies of the scan that are held at once, the search's largest tile, and the networks with their activations.
+        """The search's largest tile, the networks with their activations, and on the CPU the copies of the scan.
 
         A guided step of MAISI's own networks holds four times their weights (measured by Testing/benchmarks).
         """
-        voxels = int(np.prod(volumes["image"].shape))
+        copies = 12 * int(np.prod(volumes["image"].shape)) if engine.computes_on_host else 0
         weights = sum(bundle.size_bytes for bundle in self.bundles(volumes))
-        return 12 * voxels + 4 * weights + 700_000_000
+        return copies + 4 * weights + 700_000_000
 
     def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
         """Doubts about modality, range, slice thickness and grid of the scan."""

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .. import tasks
 from ..bundles import list_bundles
+from ..bundles.bundle import METADATA_PATH
 from ..errors import GenSegError
 from ..provenance import plain
 from ..task import Task, parameter_type
@@ -84,5 +85,5 @@ def _check_text(task: str, key: str, text: str) -> None:
     """A text names something; on the command line it may be a folder, but a client's paths are not followed."""
     if not _TEXT.fullmatch(text):
         raise GenSegError(f"{task}: {key} must be a plain name; paths are not accepted here.")
-    if text and Path(text).exists() and text not in {bundle.name for bundle in list_bundles()}:
+    if (Path(text) / METADATA_PATH).is_file() and text not in {bundle.name for bundle in list_bundles()}:
         raise GenSegError(f"{task}: there is no bundle {text!r}; paths are not accepted here.")

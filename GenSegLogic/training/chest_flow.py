@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..flow.interpolant import interpolant, velocity_target
 from ..networks import build
 from ..networks.maisi import MAISI_VELOCITY
+from ..nodules.models import CT_CLASS
 from ..progress import Progress, part
 from .data import Crops, image_batches, normalise
 from .loop import read_state, train, write_state
@@ -33,7 +34,6 @@ VELOCITY: dict[str, Any] = {
 }
 LATENT_WINDOW = 16
 ENCODED_TILES = 1600
-CT_CLASS = 1
 AUTOENCODER_SHARE = 0.1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ def resample(
     if fill is None:
         fill = 0 if nearest else float(volume.voxels.min())
 
-    source = to_image(volume)
+    source = to_image(_part_round(volume, shape, affine))
     filter_ = SimpleITK.ResampleImageFilter()
     filter_.SetInterpolator(SimpleITK.sitkNearestNeighbor if nearest else SimpleITK.sitkLinear)
     filter_.SetDefaultPixelValue(float(fill))
@@ -123,6 +124,19 @@ def resample(
         values = SimpleITK.GetArrayViewFromImage(image)
         voxels[first:last] = np.rint(values) if rounded else values
     return Volume(voxels, affine, volume.name, volume.metadata)
+
+
+def _part_round(volume: Volume, shape: tuple[int, ...], affine: np.ndarray) -> Volume:
+    """The part of a volume that a grid's voxels are interpolated from, at least one voxel: ITK gets a copy of it."""
+    last = np.array(shape[::-1]) - 1
+    corners = np.array(list(itertools.product(*((0, n) for n in last)))) @ affine[:3, :3].T + affine[:3, 3]
+    indices, size = volume.to_indices(corners), np.array(volume.shape[::-1])
+    first = np.clip(np.floor(indices.min(0)).astype(int) - 1, 0, size - 1)
+    end = np.clip(np.ceil(indices.max(0)).astype(int) + 2, first + 1, size)
+    k, j, i = (slice(*ends) for ends in zip(first[::-1], end[::-1], strict=True))
+    part = volume.affine.copy()
+    part[:3, 3] = volume.to_lps(first)
+    return Volume(volume.voxels[k, j, i], part, volume.name)
 
 
 def resample_like(

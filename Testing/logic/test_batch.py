@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import SimpleITK
+import torch
 
-from GenSegLogic import GenSegError, Volume, cli, cohort, read_volume, write_volume
+from GenSegLogic import GenSegError, Volume, cli, cohort, memory, read_volume, write_volume
 from GenSegLogic.phantoms import KINDS
 from GenSegLogic.tasks import TASKS
 from Testing.logic.bundle_samples import write_sample
@@ -146,6 +147,11 @@ def test_resume_redoes_what_changed_and_nothing_else(
     assert resumed() == ["a"]
     assert (tmp_path / "out" / "threshold.csv").read_bytes() == table
     assert resumed() == ["a", "b", "c", "d"]
+    for name, content in (("a", b""), ("b", b"name;volume_mm3\n1;9\n"), ("c", b"\xff")):  # as Excel saves it
+        (tmp_path / "out" / name / "bright.csv").write_bytes(content)
+    assert resumed() == ["d"]
+    assert (tmp_path / "out" / "threshold.csv").read_bytes() == table
+    assert (tmp_path / "out" / "b" / "kept-1-bright.csv").read_bytes() == b"name;volume_mm3\n1;9\n"
     assert resumed("--seed", 1) == []
     scan = read_volume(tmp_path / "in" / "a.nrrd")
     write_volume(scan.with_voxels(scan.voxels + 1), tmp_path / "in" / "a.nrrd")
@@ -183,6 +189,9 @@ def test_masks_come_from_a_folder_by_the_cases_name(tmp_path: Path, capsys: pyte
     assert [row["case"] for row in table] == ["a", "a", "b"]
     assert "masks" in table[2]["error"] and "does not exist" in table[2]["error"]
     assert "1 of 2 cases failed (b)" in capsys.readouterr().err
+    shutil.move(tmp_path / "masks", tmp_path / "in" / "masks")
+    inside = {"mask": tmp_path / "in" / "masks"}
+    assert [case.name for case in cohort.find_cases(tmp_path / "in", inside)] == ["a", "b"]
 
 
 def test_what_is_in_the_tables_way_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,6 +278,18 @@ def test_a_gpu_that_is_not_there_is_said_once(scans: Path, tmp_path: Path, capsy
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_output_may_be_called_like_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_scan(tmp_path / "in", "a.nrrd")
+    assert run("batch", "-o", "organs", "threshold", "in", "--threshold", 350) == 0
+    assert len(rows(tmp_path / "organs" / "threshold.csv")) == 1
+
+
+def test_workers_share_the_memory_that_was_free_before_them() -> None:
+    [(device, half)] = cohort._shares_of_memory("cpu", 2).items()
+    assert device == "cpu" and half == pytest.approx(memory.free_bytes(torch.device("cpu")) / 2, rel=0.2)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="on Windows a process cannot send another one Ctrl-C")

@@ -145,14 +145,14 @@ def test_global_generators_and_settings_are_seeded_inside_and_untouched_outside(
 
 
 def test_a_task_that_fits_runs_as_asked() -> None:
-    results = Engine("cpu", memory_limit_bytes=2000 * MEGABYTE).run(ThresholdTask(window=64), bright_scan())
+    results = Engine("cpu", memory_limits={"cpu": 2000 * MEGABYTE}).run(ThresholdTask(window=64), bright_scan())
     assert results.messages == []
     assert "parameters_used" not in results.provenance
 
 
 def test_the_engine_steps_down_to_the_window_that_fits_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "precision", lambda device: torch.float32)  # the needs below are in float32
-    engine = Engine("cpu", memory_limit_bytes=200 * MEGABYTE)  # 64^3 needs 1.0 GB, 32^3 0.1 GB
+    engine = Engine("cpu", memory_limits={"cpu": 200 * MEGABYTE})  # 64^3 needs 1.0 GB, 32^3 0.1 GB
     results = engine.run(NetworkTask(window=128), bright_scan())
     assert results.summary.startswith("window 32,")
     assert results.messages == [
@@ -167,7 +167,7 @@ def test_the_engine_steps_down_to_the_window_that_fits_and_says_so(monkeypatch: 
 def test_a_task_that_fits_nowhere_is_refused_before_it_starts() -> None:
     calls: list[str] = []
     with pytest.raises(GenSegError) as caught:
-        Engine("cpu", memory_limit_bytes=MEGABYTE).run(
+        Engine("cpu", memory_limits={"cpu": MEGABYTE}).run(
             ThresholdTask(), bright_scan("chest.nrrd"), lambda fraction, message: calls.append(message))
     sentence = str(caught.value)
     assert "Threshold on chest.nrrd" in sentence and sentence.count(". ") == 0 and sentence.endswith("free.")
@@ -252,10 +252,10 @@ def test_networks_stay_warm_between_runs_and_follow_the_files(bundles: list[str]
 def test_the_least_recently_used_bundle_is_dropped_when_a_task_needs_its_memory(bundles: list[str]) -> None:
     task = ThresholdTask(window=16)
     need = task.memory_bytes({}, Engine("cpu"))
-    probe = Engine("cpu", memory_limit_bytes=need)
+    probe = Engine("cpu", memory_limits={"cpu": need})
     probe.networks(bundles[0])
     size = need - probe.free_bytes()
-    engine = Engine("cpu", memory_limit_bytes=need + size)
+    engine = Engine("cpu", memory_limits={"cpu": need + size})
     for name in (bundles[0], bundles[1], bundles[0]):
         engine.networks(name)
     results = engine.run(task, bright_scan())
@@ -265,7 +265,7 @@ def test_the_least_recently_used_bundle_is_dropped_when_a_task_needs_its_memory(
 
 def test_bundles_that_the_task_itself_names_are_not_dropped_for_it(bundles: list[str]) -> None:
     task = NetworkTask(window=16, bundle=bundles[0])
-    engine = Engine("cpu", memory_limit_bytes=task.memory_bytes({}, Engine("cpu")))
+    engine = Engine("cpu", memory_limits={"cpu": task.memory_bytes({}, Engine("cpu"))})
     loaded = engine.networks(bundles[0])
     engine.networks(bundles[1])
     assert engine.run(task, bright_scan()).messages == []
@@ -282,7 +282,7 @@ class FrugalTask(NetworkTask):
 
 
 def test_loading_a_bundle_makes_room_but_never_from_the_running_task(bundles: list[str]) -> None:
-    engine = Engine("cpu", memory_limit_bytes=int(1.5 * find_bundle(bundles[0]).size_bytes))
+    engine = Engine("cpu", memory_limits={"cpu": int(1.5 * find_bundle(bundles[0]).size_bytes)})
     engine.networks(bundles[2])
     engine.networks(bundles[0])
     assert engine.warm_bundles() == [bundles[0]]

@@ -353,6 +353,19 @@ def test_fetch_command_makes_a_bundle(hub: Hub, tmp_path: Path) -> None:
     assert hub.asked == []
 
 
+def test_what_was_put_there_by_hand_stays_where_it_is(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "home" / "fetched" / "radimagenet-resnet50"
+    folder.mkdir(parents=True)
+    torch.save(networks.build("resnet", {}).state_dict(), folder / "ResNet50.pt")
+    (folder / "notes.txt").write_text("mine")
+    assert main(["bundles", "fetch", "radimagenet-resnet50"]) == 0
+    assert hub.asked == [] and find_bundle("radimagenet-resnet50").folder.is_dir()
+    assert f"{folder} still holds ResNet50.pt, notes.txt; the bundle does not need" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["ResNet50.pt", "notes.txt"]
+
+
 def test_fetch_command_fails_in_one_line(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundles", "fetch", "radimagenet-resnet50", "--json"]) == 1
     captured = capsys.readouterr()

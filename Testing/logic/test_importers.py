@@ -99,7 +99,6 @@ def test_maisi(
     }
     assert bundle.metadata["image"]["window_hu"] == window
     assert bundle.metadata["image"]["orientation"] == "RAS"
-    assert bundle.metadata["conditioning"]["class_label"] == label
     assert bundle.metadata["commercial_use"] is commercial
 
     networks = load_bundle(bundle).networks

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -347,6 +349,23 @@ def test_the_memory_need_grows_with_the_scan_and_the_networks(engine: Engine, ph
     assert task(bundle="chest-flow").memory_bytes({"image": phantom}, engine) - small == 4 * more > 0
     huge = Volume(np.broadcast_to(np.int16(0), (400, 512, 512)), np.eye(4))
     assert task().memory_bytes({"image": huge}, engine) < 4 * 2**30  # the limit for a scan of this size
+    on_gpu = cast(Engine, SimpleNamespace(computes_on_host=False))  # where no copy of the scan goes
+    assert task().memory_bytes({"image": huge}, on_gpu) == task().memory_bytes({"image": phantom}, on_gpu)
+
+
+@pytest.mark.parametrize(("name", "value", "wanted"), [
+    ("steps", 4.5, "a whole number"), ("steps", "4", "a whole number"), ("steps", True, "a whole number"),
+    ("guidance", "hard", "a number"), ("bundle", 3, "a text"), ("seed_points", CENTER, "a list, each of it 3 numbers"),
+    ("seed_points", ((1.0, 2.0),), "a list, each of it 3 numbers"), ("seed_points", None, "a list")])
+def test_a_value_of_the_wrong_type_is_refused(name: str, value: Any, wanted: str) -> None:
+    with pytest.raises(GenSegError, match=f"nodules: {name} is .*, but must be {wanted}"):
+        NoduleTask(**{name: value})
+
+
+def test_lists_and_arrays_become_tuples() -> None:
+    points = np.array([[84.0, -193.0, -195.0]])
+    assert NoduleTask(seed_points=points) == NoduleTask(seed_points=[[84, -193, -195]]) == NoduleTask(
+        seed_points=((84.0, -193.0, -195.0),), steps=np.int64(4), guidance=np.float64(0.6))
 
 
 def test_doubts_are_told_before_the_work(phantom: Volume) -> None:

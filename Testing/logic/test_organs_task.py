@@ -21,6 +21,7 @@ from GenSegLogic.organs.regions import label_scan, plausible, without_doubtful
 from GenSegLogic.phantoms.abdomen import abdomen_phantom
 from GenSegLogic.results import Results
 from GenSegLogic.volume import crop, resample
+from Testing.logic.bundle_samples import write_sample
 from Testing.logic.grids import ORIENTATIONS, affine_in
 from Testing.logic.organ_bundles import KNOWN, NEVER, write_organ_bundles
 
@@ -335,12 +336,17 @@ def test_a_word_that_is_no_organ_is_wrong_use(ct: Volume, tmp_path: Path, capsys
     assert "no organ 'heart'" in capsys.readouterr().err
 
 
-def test_a_service_describes_the_task() -> None:
+def test_a_service_describes_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from GenSegLogic.service.schema import describe_task, make_task
 
     parameters = {entry["name"]: entry for entry in describe_task("organs")["parameters"]}
     assert parameters["organs"]["type"] == {"items": {"type": "string"}, "type": "array"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "liver").mkdir()  # of whoever started the service there
+    write_sample(tmp_path / "my-model")
     assert make_task("organs", {"organs": ["liver"], "steps": 8}) == OrgansTask(organs=("liver",), steps=8)
+    with pytest.raises(GenSegError, match="there is no bundle 'my-model'; paths are not accepted here"):
+        make_task("organs", {"bundle": "my-model"})
 
 
 @pytest.mark.parametrize(

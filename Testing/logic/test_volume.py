@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+import GenSegLogic.volume.grid as grid_module
 from GenSegLogic.volume import (
     Volume,
     canonical_grid,
@@ -179,6 +180,27 @@ def test_resampling_onto_the_same_grid_returns_the_same_voxels() -> None:
     moved = volume.affine.copy()
     moved[0, 3] += 0.25
     assert not np.array_equal(resample(volume, volume.shape, moved).voxels, volume.voxels)
+
+
+def test_a_small_grid_takes_no_copy_of_the_whole_volume_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    whole, copied = grid_module.to_image, []
+    monkeypatch.setattr(grid_module, "to_image", lambda part: copied.append(part.voxels.size) or whole(part))
+    for _ in range(60):
+        source = Volume(rng.normal(size=(20, 30, 40)), np.eye(4), "noise")
+        source.affine[:3, :3] = Rotation.random(random_state=rng).as_matrix() * rng.uniform(0.5, 3, 3)
+        target = np.eye(4)
+        target[:3, :3] = Rotation.random(random_state=rng).as_matrix() * [-1, 1, 1] * rng.uniform(0.3, 2, 3)
+        target[:3, 3] = source.to_lps(rng.uniform(-10, 45, 3))  # within, across the border or outside
+        for interpolation in ("linear", "nearest"):
+            part = resample(source, (4, 5, 6), target, interpolation, -9)
+            with monkeypatch.context() as patch:
+                patch.setattr(grid_module, "_part_round", lambda volume, *grid: volume)
+                np.testing.assert_allclose(part.voxels, resample(source, (4, 5, 6), target, interpolation, -9).voxels,
+                                           atol=1e-9)
+    assert max(copied[1::2]) == source.voxels.size and np.mean(copied[::2]) < source.voxels.size / 10
 
 
 def test_resampled_integers_are_rounded_and_filled_with_the_minimum() -> None:

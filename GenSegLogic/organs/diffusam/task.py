@@ -69,7 +69,7 @@ class OrgansTask(Task):
         return prior, sam2_bundle(prior)
 
     def memory_bytes(self, volumes: Mapping[str, Volume], engine: Engine) -> int:
-        """Copies of the scan that are held at once, what the networks make of its slices, and the networks."""
+        """What the networks make of the scan's slices, the networks, and on the CPU the copies of the scan."""
         from ...networks.sam2_sizes import ENCODER_BATCH, encoding_bytes, slice_bytes
         from .canonical import CanonicalGrid
 
@@ -79,9 +79,11 @@ class OrgansTask(Task):
         size, organs = sam2.inference["networks"]["sam2"]["size"], len(ORGANS)
         # Features are held twice while they are joined; then the masks of every member come beside them.
         features = max(2 * slice_bytes(size, organs), slice_bytes(size, organs * (1 + self.samples)))
-        per_slice = features + 16 * organs * grid.size**2
-        return int(20 * np.prod(image.shape) + grid.slices(image) * per_slice + ENCODER_BATCH * encoding_bytes(size)
-                   + 2 * (prior.size_bytes + sam2.size_bytes)) + 700_000_000
+        need = grid.slices(image) * features + ENCODER_BATCH * encoding_bytes(size)
+        need += 2 * (prior.size_bytes + sam2.size_bytes) + 700_000_000
+        if engine.computes_on_host:
+            need += 20 * int(np.prod(image.shape)) + grid.slices(image) * 16 * organs * grid.size**2
+        return int(need)
 
     def preflight(self, volumes: Mapping[str, Volume]) -> list[str]:
         """Doubts about modality, slice thickness and extent of the scan."""
