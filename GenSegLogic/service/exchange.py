@@ -155,7 +155,7 @@ class Exchange:
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()  # readable by this user only
-        (self.folder / OWNER_FILE).write_text(json.dumps({"pid": os.getpid(), "started": _started(os.getpid())}))
+        (self.folder / OWNER_FILE).write_text(json.dumps({"pid": os.getpid(), "command": _command(os.getpid())}))
 
     def new_path(self) -> Path:
         """A path inside the folder that nobody can guess; the file does not exist yet."""
@@ -191,13 +191,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _started(pid: int) -> float | None:
-    """When a process was started, to tell it from a later one of the same number; None if it is gone."""
+def _command(pid: int) -> list[str] | None:
+    """A process's command line, to tell it from a later one of the same number; None if it is gone or another user's.
+
+    Not when it was started: that time moves when the clock is set.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
     except psutil.Error:
         return None
 
@@ -209,6 +212,5 @@ def _sweep(folder: Path) -> None:
             if path.is_symlink() or (hasattr(os, "getuid") and path.stat().st_uid != os.getuid()):
                 continue
             owner = json.loads((path / OWNER_FILE).read_text())
-            started = _started(int(owner["pid"]))
-            if started is None or abs(started - float(owner["started"])) > 1.0:
+            if _command(int(owner["pid"])) != list(owner["command"]):
                 shutil.rmtree(path, ignore_errors=True)

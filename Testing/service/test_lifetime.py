@@ -193,13 +193,15 @@ def test_folders_of_killed_services_are_removed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    dead, other = tmp_path / f"{PREFIX}dead", tmp_path / f"{PREFIX}other"
-    for folder, content in ((dead, f'{{"pid": {gone.pid}, "started": 1.0}}'), (other, "no JSON")):
+    dead, later, other = (tmp_path / f"{PREFIX}{name}" for name in ("dead", "later", "other"))
+    for folder, content in ((dead, f'{{"pid": {gone.pid}, "command": []}}'), (other, "no JSON"),
+                            (later, f'{{"pid": {os.getpid()}, "command": ["genseg", "serve"]}}')):
         folder.mkdir()
         (folder / OWNER_FILE).write_text(content)
     alive = Exchange()
     try:
-        assert not dead.exists() and other.exists()  # what is not understood is left alone
+        assert not dead.exists() and not later.exists()
+        assert other.exists()  # what is not understood is left alone
         again = Exchange()
         assert alive.folder.exists() and again.folder != alive.folder
         again.remove()
