@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import slicer
 
 from GenSegLogic import Volume, write_volume
+from GenSegLogic.errors import GenSegError
 from GenSegScene import requirements
 
 ROOT = Path(__file__).parents[2]
@@ -139,3 +141,49 @@ def test_missing_requirements_are_installed_without_a_question(monkeypatch, tmp_
     ((given, options),) = calls
     assert given == (["no-such-library>=7"],)
     assert not (options["prompt_install"] or options["prompt_restart"] or options["show_progress"])
+
+
+@pytest.fixture
+def extension(monkeypatch, tmp_path) -> SimpleNamespace:
+    """Slicer's PyTorch extension beside a torch that is too old: what it was asked for, and how it installs."""
+    found = SimpleNamespace(asked=[], install=lambda: None)
+
+    class PyTorchUtilsLogic:
+        def installTorch(self, askConfirmation=False, forceComputationBackend=None, torchVersionRequirement=None):
+            found.asked.append((askConfirmation, forceComputationBackend, torchVersionRequirement))
+            found.install()
+            return sys.modules[__name__]  # the torch that was loaded before, whatever was installed
+
+    (tmp_path / "requirements.txt").write_text("torch>=99.1\n")
+    monkeypatch.setattr(requirements, "REQUIREMENTS", tmp_path / "requirements.txt")
+    monkeypatch.setattr(slicer.app, "testingEnabled", lambda: False)
+    monkeypatch.setitem(sys.modules, "PyTorchUtils", SimpleNamespace(PyTorchUtilsLogic=PyTorchUtilsLogic))
+    return found
+
+
+def test_an_older_torch_is_replaced_by_one_that_is_new_enough(extension, monkeypatch, tmp_path):
+    def install() -> None:
+        """What pip leaves behind, before the torch of these tests on the path."""
+        information = tmp_path / "site-packages" / "torch-99.2+cpu.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 99.2+cpu\n")
+
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    extension.install = install
+    requirements.ensure()
+    assert extension.asked == [(False, None, ">=99.1")] and requirements.missing() == []
+
+
+def test_a_torch_that_stays_too_old_is_said_with_what_to_do(extension):
+    with pytest.raises(GenSegError, match=r"too old, for GenSeg needs torch>=99\.1: uninstall it in the module PyTorch "
+                                          r"Utils, restart Slicer and run this again\.$"):
+        requirements.ensure()
+    assert len(extension.asked) == 1
+
+
+def test_a_torch_that_cannot_be_installed_is_one_sentence(extension):
+    extension.install = lambda: subprocess.run([sys.executable, "-m", "pip", "install", "--no-index", "torch>=99.1"],
+                                               check=True, capture_output=True)
+    with pytest.raises(GenSegError, match="PyTorch could not be installed: check the network, restart Slicer") as said:
+        requirements.ensure()
+    assert "\n" not in str(said.value)
