@@ -139,6 +139,8 @@ class ServiceProcess:
 
     def kill(self) -> None:
         """End the service at once."""
+        with contextlib.suppress(GenSegError):
+            self.poll()  # it may have become ready since, and said which process it is
         kill_launched(self._process, self._pid)
         self._tidy()
 
