@@ -24,14 +24,16 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "GenSegExtension" / "GenSegScene" / "batch.py"
 
 # A small real task takes the place of the model; everything round it is what ships. With "slicer" the real
-# slicer-core is completed first, as it is inside the application.
+# slicer-core is completed first, as it is inside the application, where sys.executable is a launcher.
 RUN = """
 import runpy, sys
 sys.path.insert(0, {root!r})
+if {home!r}:
+    sys.executable = {home!r} + "/bin/PythonSlicer"
 if {inside_slicer}:
     sys.path.insert(0, {root!r} + "/Testing")
     import slicer_stand_in
-    slicer_stand_in.install()
+    slicer_stand_in.install().app.slicerHome = {home!r}
 from GenSegLogic import tasks
 tasks.TASKS["threshold"] = "Testing.logic.threshold_task:ThresholdTask"
 sys.argv = ["batch.py", *{words!r}]
@@ -40,9 +42,10 @@ print("the script ended without sys.exit")
 """
 
 
-def run(words: list[str], inside_slicer: bool = False, cwd: Path | None = None) -> subprocess.CompletedProcess:
+def run(words: list[str], inside_slicer: bool = False, cwd: Path | None = None,
+        home: Path | None = None) -> subprocess.CompletedProcess:
     code = RUN.format(root=str(ROOT), script=str(SCRIPT), words=[str(word) for word in words],
-                      inside_slicer=inside_slicer)
+                      inside_slicer=inside_slicer, home=str(home or ""))
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=300,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -92,6 +95,45 @@ def test_inside_slicer_json_goes_to_a_file(folder, tmp_path):
     found = json.loads((out / "batch.json").read_text(encoding="utf-8"))
     assert [case["case"] for case in found["cases"]] == ["a", "b"]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == found
+
+
+@pytest.fixture
+def home(tmp_path) -> Path:
+    """A Slicer whose PythonSlicer lets no worker come up, and whose real Python, beside it, writes down each start."""
+    if os.name != "posix":
+        pytest.skip("shell scripts stand in for Slicer's programs")
+    folder = tmp_path / "Slicer" / "bin"
+    folder.mkdir(parents=True)
+    for name, line in {"PythonSlicer": "exit 1",
+                       "python-real": f'echo "$@" >> "{folder}/started"; exec "{sys.executable}" "$@"'}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    return folder.parent
+
+
+def test_inside_slicer_workers_are_started_with_the_real_python(folder, tmp_path, home):
+    (folder / "empty.nrrd").unlink()
+    out = tmp_path / "out"
+    done = run(["threshold", folder, "-o", out, "--device", "cpu", "--workers", "2"], inside_slicer=True, home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["error"] for row in table(out / "cases.csv")] == ["", ""]
+    assert (home / "bin" / "started").read_text().count("--multiprocessing-fork") == 2
+
+
+@pytest.mark.parametrize(("workers", "code", "said"), [
+    (["--workers=2"], 1, "genseg: Workers need Slicer's own Python, which is not at {python}: leave --workers out.\n"),
+    (["--workers", "1"], 0, ""),
+    (["--workers"], 2, "argument --workers: expected one argument\n"),
+])
+def test_inside_slicer_without_the_real_python_there_is_one_worker(folder, tmp_path, home, workers, code, said):
+    (folder / "empty.nrrd").unlink()
+    python = home / "bin" / "python-real"
+    python.unlink()
+    words = ["threshold", folder, "-o", tmp_path / "out", "--device", "cpu", *workers]
+    done = run(words, inside_slicer=True, home=home)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.endswith(said.format(python=python)) and "Traceback" not in done.stderr
+    assert (tmp_path / "out").exists() is (code == 0)
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
