@@ -26,6 +26,7 @@ from GenSegLogic.bundles.folders import cached_bundles_folder, is_taken
 from GenSegLogic.datasets.labels import organ_coded, organ_named
 from GenSegLogic.errors import GenSegError
 from GenSegLogic.organs.diffusam.task import bundle_for
+from GenSegLogic.service.process import kill_launched
 from GenSegLogic.volume import Volume
 from GenSegScene.segmentations import mask_from_segment
 from GenSegScene.volumes import volume_from_node
@@ -166,7 +167,7 @@ class Adaptation:
             return
         assert self._process is not None
         code = self._process.poll()
-        word = self._last_word()
+        word = self._word(-1)
         if code is None:
             if "fraction" in word:
                 self._onProgress(word["fraction"], word["message"])
@@ -233,9 +234,14 @@ class Adaptation:
         timer.start()
         return timer
 
-    def _last_word(self) -> dict[str, Any]:
-        lines = self._said.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last may be unfinished
-        return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    def _word(self, index: int) -> dict[str, Any]:
+        """What the process has said, 0 first and -1 last; empty where it has said nothing or its file is gone."""
+        try:
+            lines = self._said.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last may be cut
+        except OSError:
+            return {}
+        words = [line for line in lines if line.startswith("{")]  # a library may print, too
+        return json.loads(words[index]) if words else {}
 
     def _end(self, state: str) -> None:
         self.state = state
@@ -245,6 +251,5 @@ class Adaptation:
         self._nodes = []
         self._preparing.close()
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self._folder.cleanup()
+            kill_launched(self._process, self._word(0).get("pid"))
+        self._folder.cleanup()  # without its request, a process that had not said its number yet ends, too

@@ -17,6 +17,9 @@ from GenSegLogic.service import Client, ServiceProcess
 
 START_SECONDS = 180.0
 """A service that does not answer by then has failed: a cold disk and a virus scanner take their time."""
+STOP_SECONDS = 1.0
+"""What a service has to end by itself, for the window stands still meanwhile; then it is killed. Where PythonSlicer
+hands no standard input on, it does not even hear that it should end."""
 
 
 class PanelService:
@@ -69,7 +72,7 @@ class PanelService:
     def stop(self) -> None:
         """End the service; running jobs are cancelled. The next :meth:`poll` starts another."""
         if self._process is not None:
-            self._process.stop()
+            self._process.stop(STOP_SECONDS)
             self._process = None
 
     def kill(self) -> None:

@@ -10,9 +10,11 @@ which prints lines of its own, ``--json`` also writes the JSON object to ``OUT_D
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import sys
 import traceback
@@ -44,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
 
     words = list(argv[1:] if argv[:1] == ["--"] else argv)
     try:
+        if _inside_slicer() and _wants_workers(words):
+            _prepare_workers()
         requirements.ensure()
     except GenSegError as error:
         print(f"genseg: {error}", file=sys.stderr, flush=True)
@@ -58,6 +62,33 @@ def main(argv: Sequence[str]) -> int:
 
 def _inside_slicer() -> bool:
     return "slicer" in sys.modules and hasattr(sys.modules["slicer"], "app")
+
+
+def _wants_workers(words: Sequence[str]) -> bool:
+    """Whether ``--workers`` asks for more than one; what is no number is left for the command to refuse."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--workers", nargs="?")
+    asked = parser.parse_known_args(words)[0].workers or ""
+    return asked.isdecimal() and int(asked) > 1
+
+
+def _prepare_workers() -> None:
+    """Let worker processes start with the real Python, which PythonSlicer starts in its turn.
+
+    Inside Slicer ``sys.executable`` is PythonSlicer, through which no worker comes up and multiprocessing waits for
+    ever (Slicer issue 7445). The real Python lies beside it, and not in the folder that ``sys.base_exec_prefix`` names.
+
+    Raises:
+        GenSegError: if it is not there.
+    """
+    import slicer
+
+    from GenSegLogic.errors import GenSegError
+
+    python = Path(slicer.app.slicerHome) / "bin" / ("python-real.exe" if os.name == "nt" else "python-real")
+    if not python.is_file():
+        raise GenSegError(f"Workers need Slicer's own Python, which is not at {python}: leave --workers out.")
+    multiprocessing.set_executable(str(python))
 
 
 @contextlib.contextmanager

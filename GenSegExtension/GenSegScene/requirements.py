@@ -38,20 +38,17 @@ def ensure(show_progress: bool = False) -> None:
         show_progress: show pip's output in a window meanwhile, which lives on.
 
     Raises:
-        GenSegError: torch is missing and Slicer's PyTorch extension, which installs the right build, is not there; or
-            pip fails.
+        GenSegError: torch is missing or too old, and Slicer's PyTorch extension, which installs the right build, is not
+            there or could not help; or pip fails.
     """
     wanted = missing()
     if not wanted:
         return
     import slicer
 
-    if any(_is_torch(line) for line in wanted) and not slicer.app.testingEnabled():
-        check_torch(wanted)
-        import PyTorchUtils
-
-        if PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=False) is None:
-            raise GenSegError("PyTorch could not be installed: see Slicer's PyTorch extension.")
+    if not slicer.app.testingEnabled():
+        for line in filter(_is_torch, wanted):
+            _install_torch(line)
     pip_install([line for line in wanted if not _is_torch(line)], show_progress)
 
 
@@ -69,6 +66,28 @@ def pip_install(lines: Sequence[str], show_progress: bool = False) -> None:
                              requester="GenSeg")
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # the last is what pip's failure comes as
         raise GenSegError(f"The packages could not be installed: check the network and retry. {error}") from error
+
+
+def _install_torch(line: str) -> None:
+    """Install torch as ``line`` asks for it. Unless told the version, the extension is content with any that is there.
+
+    Raises:
+        GenSegError: the extension is not there, its installation fails, or torch is missing or too old afterwards.
+    """
+    check_torch([line])
+    import PyTorchUtils
+    from packaging.requirements import Requirement
+
+    try:
+        PyTorchUtils.PyTorchUtilsLogic().installTorch(
+            askConfirmation=False, torchVersionRequirement=str(Requirement(line).specifier))
+    # ImportError: what was installed cannot be loaded, as it may be in a Slicer that had loaded the torch before it.
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        raise GenSegError("PyTorch could not be installed: check the network, restart Slicer and run this again. "
+                          f"{error}") from error
+    if line in missing():
+        raise GenSegError(f"PyTorch is still missing or too old, for GenSeg needs {line}: uninstall it in the module "
+                          "PyTorch Utils, restart Slicer and run this again.")
 
 
 def _is_torch(line: str) -> bool:

@@ -24,6 +24,7 @@ from .wire import TOKEN_VARIABLE
 _PROGRAM = Path(__file__).with_name("__main__.py")
 _GREETING = b"genseg\n"  # see lifetime.py
 _STOP_SECONDS = 10.0
+_LAUNCHER_SECONDS = 1.0
 
 
 class ServiceProcess:
@@ -138,12 +139,9 @@ class ServiceProcess:
 
     def kill(self) -> None:
         """End the service at once."""
-        if self._process.poll() is None:
-            if self._pid is not None and self._pid != self._process.pid:  # else a launcher's child would live on
-                with contextlib.suppress(OSError):
-                    os.kill(self._pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-            self._process.kill()
-            self._process.wait()
+        with contextlib.suppress(GenSegError):
+            self.poll()  # it may have become ready since, and said which process it is
+        kill_launched(self._process, self._pid)
         self._tidy()
 
     def __enter__(self) -> ServiceProcess:
@@ -178,6 +176,24 @@ class ServiceProcess:
         self._tidy()
         return (f"The GenSeg service {how} while it was needed; nothing was changed, so run again, and see "
                 f"{self.log_path} if it happens twice.")
+
+
+def kill_launched(process: subprocess.Popen[bytes], pid: int | None) -> None:
+    """End a process at once, with the one that it may have started in its place, and wait for it.
+
+    Args:
+        process: what was started; where it is a launcher (PythonSlicer is one), killing it leaves the program alive.
+        pid: the number that the program itself has said; None: it has said none yet.
+    """
+    if process.poll() is not None:
+        return
+    if pid is not None and pid != process.pid:
+        with contextlib.suppress(OSError):
+            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_LAUNCHER_SECONDS)  # it ends after its program, whose files can be deleted from then on
+    process.kill()
+    process.wait()
 
 
 def _open_log(path: Path) -> BinaryIO:

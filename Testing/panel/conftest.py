@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def service():
     module._shared = module.PanelService(program=SERVICE)
     yield module._shared
     module._shared.stop()
+
+
+@pytest.fixture
+def launcher(tmp_path, monkeypatch):
+    """A PythonSlicer that starts Python as its child and hands no standard input on; its bin folder."""
+    if os.name != "posix":
+        pytest.skip("a shell script stands in for PythonSlicer")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "PythonSlicer").write_text(f'#!/bin/sh\n"{sys.executable}" "$@" < /dev/null\nexit $?\n')
+    (folder / "PythonSlicer").chmod(0o755)
+    monkeypatch.setattr(slicer.app, "slicerHome", str(tmp_path))
+    return folder
 
 
 @pytest.fixture

@@ -12,11 +12,14 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import panel_stand_in
+import psutil
 import pytest
 import slicer
 
 from GenSegLogic.errors import Cancelled, GenSegError
+from GenSegLogic.volume import Volume
 
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "GenSegExtension" / "GenSegNodules" / "GenSegNodules.py"
@@ -130,6 +133,37 @@ def test_a_service_that_cannot_start_says_why(tmp_path):
         pass
     service.stop()
     assert not service.running
+
+
+def test_a_service_that_does_not_hear_its_end_is_killed_soon(launcher):
+    """A job is inside a long step, and the launcher hands no standard input on, as on Windows."""
+    from GenSegPanel.service import PanelService
+
+    service = PanelService(program=ROOT / "Testing" / "service" / "tiny_service.py")
+    while (client := service.poll("cpu")) is None:
+        time.sleep(0.02)
+    job = client.submit("steps", {"seconds": 10.0}, {"image": Volume(np.zeros((2, 3, 4), np.int16), np.eye(4))})
+    while not job.poll().message.startswith("Step"):
+        time.sleep(0.02)
+    python = psutil.Process(service.pid)
+    assert python.parent().cmdline()[1] == str(launcher / "PythonSlicer") and client.folder.exists()
+    started = time.monotonic()
+    service.stop()
+    assert time.monotonic() - started < 3.0  # seconds for which the window stands still
+    assert not python.is_running() and not client.folder.exists() and not service.running
+
+
+def test_a_service_that_is_stopped_before_it_was_asked_for_leaves_no_process(launcher):
+    from GenSegPanel.service import PanelService
+
+    service = PanelService(program=SERVICE)
+    assert service.poll("cpu") is None
+    process = service._process
+    while not (process._private / "ready.json").exists():  # it answers, but nobody has asked
+        time.sleep(0.02)
+    (python,) = psutil.Process(process._process.pid).children()
+    service.stop()
+    assert not python.is_running()
 
 
 def test_importing_the_module_imports_nothing_heavy(bundles):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import panel_stand_in
+import psutil
 import pytest
 import slicer
 import vtk
@@ -516,6 +517,35 @@ def test_learning_can_be_stopped(panel, abdomen, marked):
     panel.ui.adaptButton.click()
     assert panel.adaptation.adaptation.state == "cancelled" and panel.ui.adaptButton.text == "Adapt"
     assert "stopped" not in bundle_names("organs")
+
+
+def test_stopping_ends_the_python_that_a_launcher_started(panel, abdomen, marked, launcher):
+    from GenSegLogic.bundles.folders import cached_bundles_folder
+
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "launched")
+    assert panel_stand_in.process_events(60, lambda: "Learning to" in panel.ui.adaptStatusLabel.text)
+    learning = panel.adaptation.adaptation
+    (python,) = psutil.Process(learning._process.pid).children()
+    assert learning._process.args[0] == str(launcher / "PythonSlicer") and "learn.py" in " ".join(python.cmdline())
+    panel.ui.adaptButton.click()
+    assert learning.state == "cancelled" and not Path(learning._folder.name).exists()
+    assert not python.is_running()  # the same number of another process does not count
+    assert not (cached_bundles_folder() / "launched").exists()
+
+
+def test_learning_ends_without_its_request(panel, abdomen, marked):
+    """As where it was stopped before it had said which process it is."""
+    from GenSegPanel.parameters import bundle_names
+
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "unwanted")
+    assert panel_stand_in.process_events(60, lambda: "Learning to" in panel.ui.adaptStatusLabel.text)
+    request = Path(panel.adaptation.adaptation._folder.name, "request.json")
+    request.unlink()
+    assert panel_stand_in.process_events(20, lambda: not panel.adaptation.busy)
+    assert f"{request} was deleted while GenSeg learned" in panel.ui.adaptStatusLabel.text
+    assert "unwanted" not in bundle_names("organs")
 
 
 def test_the_walkthrough_is_through(organ_bundles, tmp_path):
