@@ -45,6 +45,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode: Any = None
         self._guiTag: Any = None
         self._preflight = preflight.Preflight()
+        self._selectors: list[Any] = []  # all that choose a node
 
     # What a panel gives
 
@@ -77,6 +78,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         widget = slicer.util.loadUI(self.resourcePath(f"UI/{self.moduleName}.ui"))
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
+        self._selectors = slicer.util.findChildren(widget, className="qMRMLNodeComboBox")
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = self.makeLogic()
         self.controls = JobControls(self.ui, self.onBegin)
@@ -91,6 +93,9 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        # Before the lists of the selectors hear of it, which they do with priority -10.
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved,
+                         priority=10.0)
         self.initializeParameterNode()
 
     def cleanup(self) -> None:
@@ -126,6 +131,13 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Go on with the new scene if the panel is shown."""
         if self.parent.isEntered:
             self.initializeParameterNode()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller: Any, event: str, node: Any) -> None:
+        """Choose nothing where this node is chosen: left to itself, the selector would choose a neighbour of it."""
+        for selector in self._selectors:
+            if selector.currentNode() is node:
+                selector.setCurrentNode(None)
 
     # State
 

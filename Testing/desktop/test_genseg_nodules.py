@@ -92,6 +92,16 @@ class GenSegNodulesDesktopTest(unittest.TestCase):
         node.guidance = 2.5
         self.assertAlmostEqual(self.ui.guidanceSlider.value, 2.5)
 
+    def test_in_place_of_a_deleted_mask_nothing_is_chosen(self):
+        """Qt would choose its neighbour in the list, and the neighbour would be the lung mask from then on."""
+        masks = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name) for name in ("A", "B", "C")]
+        for mask in masks[1:]:  # in the middle of the list, and at its end
+            self.ui.lungsSelector.setCurrentNode(mask)
+            self.assertIs(self.widget.logic.getParameterNode().lungs, mask)
+            slicer.mrmlScene.RemoveNode(mask)
+            self.assertIsNone(self.widget.logic.getParameterNode().lungs)
+            self.assertIsNone(self.ui.lungsSelector.currentNode())
+
     def test_preflight_says_what_it_sees(self):
         """No scan: why Apply is off; a scan: modality and grid."""
         self.assertFalse(self.ui.applyButton.enabled)

@@ -134,6 +134,42 @@ def test_chosen_spots_without_a_point_are_doubted_until_one_is_placed(panel, che
     assert not any(observed is others for observed, *_ in panel.Observations)
 
 
+@pytest.mark.parametrize(("parameter", "selector", "kind"), [
+    ("inputVolume", "inputSelector", "vtkMRMLScalarVolumeNode"),
+    ("seedPoints", "seedSelector", "vtkMRMLMarkupsFiducialNode"),
+    ("lungs", "lungsSelector", "vtkMRMLSegmentationNode"),
+    ("lungs", "lungsSelector", "vtkMRMLLabelMapVolumeNode")])
+@pytest.mark.parametrize("entered", [True, False])
+def test_in_place_of_a_deleted_node_nothing_is_chosen(panel, parameter, selector, kind, entered):
+    first, chosen, last = (slicer.mrmlScene.AddNewNodeByClass(kind, name) for name in ("First", "Chosen", "Last"))
+    widget = getattr(panel.ui, selector)
+    for node in (chosen, last):  # the row in the middle, and the last one
+        widget.setCurrentNode(node)
+        assert getattr(panel._parameterNode, parameter) is node
+        if not entered:
+            slicer.util.selectModule("SegmentEditor")
+        slicer.mrmlScene.RemoveNode(node)
+        assert widget.currentNode() is None and getattr(panel.logic.getParameterNode(), parameter) is None
+        slicer.util.selectModule("GenSegNodules")
+        if parameter != "inputVolume":  # which is chosen when a user comes with none
+            assert widget.currentNode() is getattr(panel._parameterNode, parameter) is None
+    assert slicer.mrmlScene.IsNodePresent(first)
+
+
+def test_the_lists_of_the_desktop_choose_the_neighbour_of_a_deleted_node(panel):
+    from panel_stand_in import widgets
+
+    nodes = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name) for name in "abc"]
+    box = widgets.qMRMLNodeComboBox()
+    box.setProperty("nodeTypes", ["vtkMRMLSegmentationNode"])
+    box.setMRMLScene(slicer.mrmlScene)
+    box.setCurrentNode(nodes[1])
+    for node, neighbour in ((nodes[1], nodes[2]), (nodes[2], nodes[0]), (nodes[0], None)):
+        assert box.currentNode() is node
+        slicer.mrmlScene.RemoveNode(node)
+        assert box.currentNode() is neighbour
+
+
 def test_a_lung_mask_limits_the_search(panel, chest):
     import numpy as np
 

@@ -35,9 +35,10 @@ class _SceneWidget(QtWidgets.QWidget):
                 self._scene.RemoveObserver(tag)
         self._scene, self._observers = scene, []
         if scene is not None:
-            for event in (slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, slicer.vtkMRMLScene.EndCloseEvent,
-                          slicer.vtkMRMLScene.EndImportEvent):
-                self._observers.append(scene.AddObserver(event, self._heard))
+            events = slicer.vtkMRMLScene
+            for event, priority in ((events.NodeAboutToBeRemovedEvent, -10.0), (events.EndCloseEvent, 0.0),
+                                    (events.EndImportEvent, 0.0)):  # the priorities of qMRMLSceneModel
+                self._observers.append(scene.AddObserver(event, self._heard, priority))
         self._sceneChanged()
 
     def mrmlScene(self) -> Any:
@@ -117,8 +118,12 @@ class qMRMLNodeComboBox(_SceneWidget):
         self.setCurrentNode(node)
         self.nodeActivated.emit(self._node)
 
+    def _nodes(self) -> list[Any]:
+        nodes = [self._scene.GetNthNode(index) for index in range(self._scene.GetNumberOfNodes())]
+        return [node for node in nodes if self._accepts(node)]
+
     def nodeCount(self) -> int:
-        return sum(self._accepts(self._scene.GetNthNode(index)) for index in range(self._scene.GetNumberOfNodes()))
+        return len(self._nodes())
 
     def addNode(self) -> Any:
         node = self._scene.AddNewNodeByClass(self.nodeTypes[0], self._scene.GenerateUniqueName(self.baseName or "Node"))
@@ -129,9 +134,11 @@ class qMRMLNodeComboBox(_SceneWidget):
         self._nodeRemoved(None)
 
     def _nodeRemoved(self, node: Any) -> None:
-        gone = self._node is not None and (self._scene is None or node is self._node
-                                           or not self._scene.IsNodePresent(self._node))
-        if gone:
+        if node is not None and node is self._node and not self._scene.IsClosing():
+            # As on the desktop: when a chosen row goes, Qt chooses the one that takes its place, or else the last one.
+            row, others = self._nodes().index(node), [other for other in self._nodes() if other is not node]
+            self.setCurrentNode(others[min(row, len(others) - 1)] if others else None)
+        elif self._node is not None and (self._scene is None or not self._scene.IsNodePresent(self._node)):
             self.setCurrentNode(None)
 
 
