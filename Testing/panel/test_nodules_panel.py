@@ -628,6 +628,46 @@ def test_opening_the_module_leaves_the_views_alone(done, chest):
     assert done.review.node is not None and shown() == before
 
 
+def test_a_job_that_ends_while_the_user_is_elsewhere_leaves_the_views_alone(done, chest, monkeypatch):
+    from panel_stand_in.pythonqt import PythonQtObject
+    from PySide6 import QtWidgets
+
+    first, other, window = done.review.node, other_patient(chest), QtWidgets.QMainWindow()
+    done.ui.stepsSpinBox.value = 10
+    done.ui.applyButton.click()
+    slicer.util.selectModule("SegmentEditor")
+    display.show_in_views(other)
+    before = shown()
+    assert first.GetDisplayVisibility()
+    with monkeypatch.context() as patched:
+        patched.setattr(slicer.util, "mainWindow", lambda: PythonQtObject(window))
+        wait_for(lambda: not done.controls.busy)
+    assert done.controls.job.state == "done" and shown() == before
+    assert window.statusBar().currentMessage() == "GenSeg: 2 nodules."
+    slicer.util.selectModule("GenSegNodules")
+    second = done.review.node
+    assert second is not first and shown() == (layers(second), {second.GetName()})
+    assert done.ui.residualCheckBox.checked and done.review.currentRow() == 0
+    display.show_in_views(other)
+    first.SetDisplayVisibility(True)
+    before = shown()
+    slicer.util.selectModule("SegmentEditor")
+    slicer.util.selectModule("GenSegNodules")
+    assert shown() == before
+
+
+def test_a_run_that_nobody_saw_is_not_looked_for_in_the_next_scene(done, tmp_path):
+    slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    done.ui.applyButton.click()
+    slicer.util.selectModule("SegmentEditor")
+    wait_for(lambda: not done.controls.busy)
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    display.show_residual(None)
+    before = shown()
+    slicer.util.selectModule("GenSegNodules")
+    assert done.review.node is not None and shown() == before
+
+
 def test_a_saved_scene_opens_as_it_was_left(done, tmp_path):
     done.ui.guidanceSlider.value = 3.0
     done.ui.thresholdSlider._object.drag(300.0)
