@@ -212,6 +212,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.controls.announce(" ".join([job.results.summary, *job.results.messages]))
         self.controls.update()
         self.logic.getParameterNode().result = nodes[f"{self.task}_segmentation"]
+        job.nodes = {}  # else a run that the user deletes would stay in memory until the next Apply
         self.ui.resultsCollapsible.collapsed = False
         self._unseen = not self.isShown()
         if not self._unseen:

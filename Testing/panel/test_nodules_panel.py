@@ -462,6 +462,16 @@ def test_a_closed_scene_is_not_held_by_the_finished_job(done):
     assert job() is None and held() is None and done.ui.statusLabel.text == ""
 
 
+def test_a_deleted_run_is_not_held_by_the_finished_job(done):
+    keys = ("residual", "counterfactual", "nodules_table")
+    held = [weakref.ref(done.review.related(key)) for key in keys] + [weakref.ref(done.review.node)]
+    for key in keys:
+        slicer.mrmlScene.RemoveNode(done.review.related(key))
+    slicer.mrmlScene.RemoveNode(done.review.node)
+    gc.collect()
+    assert [node() for node in held] == [None] * 4
+
+
 def test_a_cancelled_job_does_not_hold_the_scan(panel, chest):
     panel.ui.inputSelector.setCurrentNode(other_patient(chest))
     held = weakref.ref(panel.ui.inputSelector.currentNode())
