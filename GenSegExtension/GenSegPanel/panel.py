@@ -145,6 +145,8 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         for selector in self._selectors:
             if selector.currentNode() is node:
                 selector.setCurrentNode(None)
+        if self.review.node is node:  # while the panel is not shown, no selector tells it
+            self.review.setSegmentation(None)
 
     # State
 

@@ -462,7 +462,10 @@ def test_a_closed_scene_is_not_held_by_the_finished_job(done):
     assert job() is None and held() is None and done.ui.statusLabel.text == ""
 
 
-def test_a_deleted_run_is_not_held_by_the_finished_job(done):
+@pytest.mark.parametrize("entered", [True, False])
+def test_a_deleted_run_is_not_held(done, entered):
+    if not entered:  # as in the module Data, where nodes are deleted
+        slicer.util.selectModule("SegmentEditor")
     keys = ("residual", "counterfactual", "nodules_table")
     held = [weakref.ref(done.review.related(key)) for key in keys] + [weakref.ref(done.review.node)]
     for key in keys:
