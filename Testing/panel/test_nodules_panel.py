@@ -526,6 +526,54 @@ def test_fade_overlay_and_side_by_side(done):
     assert layout.GetViewArrangement() == before
 
 
+def test_outlines_are_hidden_and_shown_and_followed(done):
+    first, box = done.review.node, done.ui.outlinesCheckBox
+    assert box.enabled and box.checked and first.GetDisplayVisibility()
+    box.checked = False
+    assert not first.GetDisplayVisibility()
+    first.SetDisplayVisibility(True)  # in another module
+    assert box.checked
+    first.GetDisplayNode().SetVisibility(False)
+    assert not box.checked
+    assert apply_and_wait(done).state == "done"
+    second = done.review.node
+    assert box.checked and second is not first
+    done.ui.resultSelector.setCurrentNode(first)
+    assert not box.checked and second.GetDisplayVisibility() and not first.GetDisplayVisibility()
+    second.SetDisplayVisibility(False)  # not the run that is looked at
+    first.SetDisplayVisibility(True)
+    assert box.checked
+
+
+def test_surfaces_are_of_the_run_that_is_chosen(done):
+    node, button = done.review.node, done.ui.show3DButton
+
+    def surfaces():
+        return [node.GetClosedSurfaceInternalRepresentation(segment) is not None
+                for segment in node.GetSegmentation().GetSegmentIDs()]
+
+    assert button.enabled and not button.checked and surfaces() == [False, False]
+    button.click()
+    assert surfaces() == [True, True]
+    done.ui.thresholdSlider._object.drag(200.0)
+    assert button.checked and surfaces() == [True, True]
+    button.click()
+    assert surfaces() == [False, False]
+
+
+def test_without_a_segment_there_is_nothing_to_show(done):
+    node, controls = done.review.node, (done.ui.outlinesCheckBox, done.ui.show3DButton)
+    own = [widget.toolTip for widget in controls]
+    node.GetSegmentation().RemoveAllSegments()
+    assert [(widget.enabled, widget.toolTip) for widget in controls] == [(False, "The run has no segments.")] * 2
+    done.ui.resultSelector.setCurrentNode(None)
+    assert done.ui.show3DButton.segmentationNode() is None and not done.ui.outlinesCheckBox.checked
+    for widget in controls:
+        assert not widget.enabled and "press Apply" in widget.toolTip
+    assert apply_and_wait(done).state == "done"
+    assert [widget.toolTip for widget in controls] == own and all(widget.enabled for widget in controls)
+
+
 def test_copy_and_export_and_segment_editor(done, tmp_path):
     import qt
 

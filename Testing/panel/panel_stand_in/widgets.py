@@ -142,6 +142,44 @@ class qMRMLNodeComboBox(_SceneWidget):
             self.setCurrentNode(None)
 
 
+class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
+    """Makes the surfaces of a segmentation, or removes them, and follows both when others do it."""
+
+    def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
+        super().__init__("Show 3D", parent)
+        self._node: Any = None
+        self._observers: list[int] = []
+        self.setCheckable(True)
+        self.toggled.connect(self._toggled)
+        self.updateWidgetFromMRML()
+
+    def segmentationNode(self) -> Any:
+        return self._node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        for tag in self._observers:
+            self._node.RemoveObserver(tag)
+        events = slicer.vtkSegmentation
+        self._node, self._observers = node, [] if node is None else [
+            node.AddObserver(event, self.updateWidgetFromMRML)
+            for event in (vtk.vtkCommand.ModifiedEvent, events.SegmentAdded, events.SegmentRemoved,
+                          events.ContainedRepresentationNamesModified)]
+        self.updateWidgetFromMRML()
+
+    def updateWidgetFromMRML(self, caller: Any = None, event: Any = None) -> None:
+        segmentation = self._node.GetSegmentation() if self._node is not None else None
+        self.setEnabled(segmentation is not None and segmentation.GetNumberOfSegments() > 0)
+        if segmentation is not None:  # without one, what was checked stays so
+            blocked = self.blockSignals(True)
+            surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+            self.setChecked(segmentation.ContainsRepresentation(surface))
+            self.blockSignals(blocked)
+
+    def _toggled(self, on: bool) -> None:
+        if self._node is not None:
+            self._node.CreateClosedSurfaceRepresentation() if on else self._node.RemoveClosedSurfaceRepresentation()
+
+
 class qSlicerMarkupsPlaceWidget(_SceneWidget):
     """Places points in the views; :meth:`click` is what a user does with the mouse."""
 
@@ -241,8 +279,8 @@ class ctkSliderWidget(QtWidgets.QWidget):
         self.setValue(values[-1])
 
 
-CUSTOM = (qMRMLWidget, qSlicerScriptedLoadableModuleWidget, qMRMLNodeComboBox, qSlicerMarkupsPlaceWidget,
-          ctkCollapsibleButton, ctkSliderWidget)
+CUSTOM = (qMRMLWidget, qSlicerScriptedLoadableModuleWidget, qMRMLNodeComboBox, qMRMLSegmentationShow3DButton,
+          qSlicerMarkupsPlaceWidget, ctkCollapsibleButton, ctkSliderWidget)
 
 
 class UiLoader(QtCore.QObject):
