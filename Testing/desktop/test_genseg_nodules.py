@@ -81,6 +81,11 @@ class GenSegNodulesDesktopTest(unittest.TestCase):
         for name in TASK_PARAMETERS:
             self.assertEqual(getattr(node, name), NoduleTask.parameters()[name].default, name)
 
+    def test_a_slider_has_its_own_decimals(self):
+        """CTK's sliders take those of their neighbours if they are let: "150.00 HU"."""
+        for name, decimals in {"threshold": 0, "fade": 2, "guidance": 1, "start": 2}.items():
+            self.assertEqual(getattr(self.ui, f"{name}Slider").decimals, decimals, name)
+
     def test_panel_and_parameter_node_agree(self):
         """What is set on one side is seen on the other."""
         scan = add_scan()

@@ -83,6 +83,11 @@ def test_every_control_of_a_parameter_has_the_tasks_range_and_tool_tip(panel):
     assert ui.bundleCombo.toolTip == NoduleTask.parameters()["bundle"].metadata["help"]
 
 
+def test_a_slider_has_its_own_decimals_and_not_its_neighbours(panel):
+    decimals = {"threshold": 0, "fade": 2, "guidance": 1, "start": 2, "probability": 2, "evidence": 2}
+    assert {name: getattr(panel.ui, f"{name}Slider").decimals for name in decimals} == decimals
+
+
 def test_what_the_user_sets_is_what_the_task_gets(panel, chest):
     panel.ui.inputSelector.setCurrentNode(chest)
     panel.ui.stepsSpinBox.value = 1

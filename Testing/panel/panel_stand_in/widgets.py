@@ -7,6 +7,8 @@ anything that the desktop does not have. MRML below them is real.
 
 from __future__ import annotations
 
+import enum
+import warnings
 from typing import Any
 
 import slicer
@@ -234,13 +236,23 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     collapsed = Property(bool, lambda self: getattr(self, "_collapsed", False), _setCollapsed)
 
 
+# PySide6 warns that it cannot know the flags of a class that is still being made, and then knows them.
+warnings.filterwarnings("ignore", message="libpyside: .* Invalid property type \"ctkSliderWidget::SynchronizeSiblings")
+
+
 class ctkSliderWidget(QtWidgets.QWidget):
-    """A slider with a spin box. Without tracking, ``valueChanged`` comes on release and ``valueIsChanging`` before."""
+    """A slider with a spin box. Without tracking, ``valueChanged`` comes on release and ``valueIsChanging`` before.
+
+    As on the desktop, sliders in one widget all take the decimals that one of them is given, unless told not to.
+    """
+
+    @QtCore.QFlag
+    class SynchronizeSiblings(enum.Flag):
+        NoSynchronize, SynchronizeWidth, SynchronizeDecimals = 0, 1, 2
 
     valueChanged = Signal(float)
     valueIsChanging = Signal(float)
 
-    decimals = _plain(int, "decimals", 2)
     singleStep = _plain(float, "singleStep", 1.0)
     pageStep = _plain(float, "pageStep", 10.0)
     suffix = _plain(str, "suffix", "")
@@ -250,6 +262,22 @@ class ctkSliderWidget(QtWidgets.QWidget):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._minimum, self._maximum, self._value = 0.0, 99.0, 0.0
+        self._decimals, self._synchronized = 2, ~self.SynchronizeSiblings.NoSynchronize
+
+    def _setDecimals(self, decimals: int) -> None:
+        self._decimals, together = decimals, self.SynchronizeSiblings.SynchronizeDecimals
+        if self.parent() is not None and together in self._synchronized:
+            for sibling in self.parent().findChildren(ctkSliderWidget):
+                if together in sibling._synchronized:
+                    sibling._decimals = decimals
+
+    def _setSynchronized(self, flags: SynchronizeSiblings) -> None:
+        self._synchronized = flags
+        self._setDecimals(self._decimals)
+
+    decimals = Property(int, lambda self: self._decimals, _setDecimals)
+    synchronizeSiblings = Property("ctkSliderWidget::SynchronizeSiblings", lambda self: self._synchronized,
+                                   _setSynchronized)
 
     def setValue(self, value: float) -> None:
         value = round(min(max(float(value), self._minimum), self._maximum), self.decimals)
