@@ -117,7 +117,8 @@ def most_probable_first(review: Any) -> None:
 
     found = findings.findings(review.node)
     for finding in found:
-        print(finding.name, finding.center_ras, finding.row.get("long_axis_mm"), finding.row.get("probability"))
+        print(finding.name, findings.center_of(review.node, finding.segment_id), finding.row.get("long_axis_mm"),
+              finding.row.get("probability"))
     certain = [float(finding.row.get("probability") or 0.0) for finding in found]
     review.ui.findingsTable.selectRow(certain.index(max(certain)))
 

@@ -237,7 +237,7 @@ class GenSegNodulesLogic(ScriptedLoadableModuleLogic):
             seedPoints: vtkMRMLMarkupsFiducialNode whose points (RAS, mm) are suspicious; None: search the lungs.
             lungs: segmentation or labelmap node of the lungs; None: found by threshold.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            show: show the results in the slice views.
+            show: show the results in the slice views; a function is asked when they are written.
             onProgress: called with the fraction done and a message.
             taskParameters: any of ``NoduleTask.parameters()``: steps, guidance, threshold, seed, ...
 

@@ -223,7 +223,7 @@ class GenSegOrgansLogic(ScriptedLoadableModuleLogic):
         Args:
             inputVolume: vtkMRMLScalarVolumeNode, a CT in HU or an MR of the abdomen.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            show: show the results in the slice views.
+            show: show the results in the slice views; a function is asked when they are written.
             onProgress: called with the fraction done and a message.
             taskParameters: any of ``OrgansTask.parameters()``: bundle, organs, steps, samples, seed.
 

@@ -55,13 +55,13 @@ class JobControls:
         try:
             self.job = self._begin()
         except GenSegError as error:
-            self.fail(str(error))
+            self.announce(str(error))
         except OSError as error:  # a full disk, or no right to write
-            self.fail(_("Nothing could be started: {reason}.").format(reason=error))
+            self.announce(_("Nothing could be started: {reason}.").format(reason=error))
         except Exception as error:  # a mistake of ours or of a library: one sentence, the log and the details the rest
             logging.exception("GenSeg: nothing was started")
-            self.fail(_("Nothing could be started ({reason}).").format(reason=f"{type(error).__name__}: {error}"),
-                      traceback.format_exc())
+            self.announce(_("Nothing could be started ({reason}).").format(reason=f"{type(error).__name__}: {error}"),
+                          traceback.format_exc())
         self.update()
 
     def progress(self, fraction: float, message: str) -> None:
@@ -75,11 +75,11 @@ class JobControls:
         self._details = details
         self.ui.detailsButton.visible = bool(details)
 
-    def fail(self, sentence: str, details: str = "") -> None:
-        """Show why nothing came of it, here and in the main window's status bar, where it is seen in other modules."""
+    def announce(self, sentence: str, details: str = "") -> None:
+        """Show what came of a job, here and in the main window's status bar, where it is seen in other modules."""
         self.tell(sentence, details)
         if slicer.util.mainWindow() is not None:
-            slicer.util.showStatusMessage(sentence, 10000)
+            slicer.util.showStatusMessage(f"GenSeg: {sentence}", 10000)
 
     def update(self) -> None:
         """Let button and bar say what can be done now."""

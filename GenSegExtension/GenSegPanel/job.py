@@ -212,7 +212,7 @@ class PanelJob:
 
 
 def task_job(service: PanelService, task: Task, node: Any, scan: Volume, masks: Mapping[str, Volume | None],
-             inputs: Mapping[str, Any], steps: int, device: str, show: bool,
+             inputs: Mapping[str, Any], steps: int, device: str, show: bool | Callable[[], bool],
              onFinished: Callable[[dict[str, Any]], None] | None = None, **callbacks: Any) -> PanelJob:
     """A job whose results go into the scene beside its input, and whose time is remembered for later estimates.
 
@@ -222,7 +222,7 @@ def task_job(service: PanelService, task: Task, node: Any, scan: Volume, masks: 
         masks: role -> further volumes for the task; None where the user gave none.
         inputs: role -> further nodes that the run refers to.
         steps: sampler steps in all, as :func:`GenSegPanel.timing.expected_seconds` counts them.
-        show: show the results in the slice views.
+        show: show the results in the slice views; a function is asked when they are written.
         onFinished, callbacks: as for :class:`PanelJob`.
 
     Raises:
@@ -233,7 +233,7 @@ def task_job(service: PanelService, task: Task, node: Any, scan: Volume, masks: 
 
     def write(results: Results) -> dict[str, Any]:
         with slicer.util.RenderBlocker():
-            return results_to_scene(results, node, inputs=inputs, show=show)
+            return results_to_scene(results, node, inputs=inputs, show=show() if callable(show) else show)
 
     def finished(nodes: dict[str, Any]) -> None:
         timing.remember(task.name, steps, million_voxels, device, job.seconds)

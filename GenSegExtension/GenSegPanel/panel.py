@@ -45,6 +45,8 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode: Any = None
         self._guiTag: Any = None
         self._preflight = preflight.Preflight()
+        self._selectors: list[Any] = []  # all that choose a node
+        self._unseen = False  # whether the last run was written while the user worked in another module
 
     # What a panel gives
 
@@ -77,6 +79,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         widget = slicer.util.loadUI(self.resourcePath(f"UI/{self.moduleName}.ui"))
         self.layout.addWidget(widget)
         self.ui = slicer.util.childWidgetVariables(widget)
+        self._selectors = slicer.util.findChildren(widget, className="qMRMLNodeComboBox")
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = self.makeLogic()
         self.controls = JobControls(self.ui, self.onBegin)
@@ -91,6 +94,9 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.onSceneEndClose)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndImportEvent, self.onSceneEndClose)
+        # Before the lists of the selectors hear of it, which they do with priority -10.
+        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved,
+                         priority=10.0)
         self.initializeParameterNode()
 
     def cleanup(self) -> None:
@@ -106,9 +112,14 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.removeObservers()
 
     def enter(self) -> None:
-        """The user opens the panel, maybe after editing segments elsewhere."""
+        """The user opens the panel, maybe after editing segments elsewhere or while a job found something."""
         self.initializeParameterNode()
-        self.review.tellEdited()
+        if self._unseen:
+            self._unseen = False
+            self.review.onChosen(self._parameterNode.result)
+            self.review.showFirst()
+        else:
+            self.review.tellEdited()
 
     def exit(self) -> None:
         """The user goes to another module; a job goes on."""
@@ -119,6 +130,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self.controls.busy:
             self.controls.job = None  # it holds the nodes that go away
             self.controls.tell("")  # which would else be read as the next patient's
+        self._unseen = False
         self.review.setSegmentation(None)
         self.setParameterNode(None)
 
@@ -127,7 +139,20 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.parent.isEntered:
             self.initializeParameterNode()
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller: Any, event: str, node: Any) -> None:
+        """Choose nothing where this node is chosen: left to itself, the selector would choose a neighbour of it."""
+        for selector in self._selectors:
+            if selector.currentNode() is node:
+                selector.setCurrentNode(None)
+        if self.review.node is node:  # while the panel is not shown, no selector tells it
+            self.review.setSegmentation(None)
+
     # State
+
+    def isShown(self) -> bool:
+        """Whether the user works in this panel; if not, the views belong to another module."""
+        return self._parameterNode is not None
 
     def initializeParameterNode(self) -> None:
         """Take the scene's parameter node, and the first volume where none was chosen."""
@@ -180,22 +205,24 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def callbacks(self) -> dict[str, Any]:
         """What a job calls, as the arguments of the logic's ``start``."""
-        return {"onProgress": self.controls.progress, "onFinished": self.onFinished, "onFailed": self.onFailed,
-                "onCancelled": self.onCancelled}
+        return {"show": self.isShown, "onProgress": self.controls.progress, "onFinished": self.onFinished,
+                "onFailed": self.onFailed, "onCancelled": self.onCancelled}
 
     def onFinished(self, nodes: dict[str, Any]) -> None:
-        """Show the run that has just been written."""
-        results = self.controls.job.results
-        self.controls.tell(" ".join([results.summary, *results.messages]))
+        """Show the run that has just been written, if need be when the user comes back."""
+        job = self.controls.job
+        self.controls.announce(" ".join([job.results.summary, *job.results.messages]))
         self.controls.update()
         self.logic.getParameterNode().result = nodes[f"{self.task}_segmentation"]
+        job.nodes = {}  # else a run that the user deletes would stay in memory until the next Apply
         self.ui.resultsCollapsible.collapsed = False
-        if self._parameterNode is not None:  # else the user works in another module, and is left alone
+        self._unseen = not self.isShown()
+        if not self._unseen:
             self.review.showFirst()
 
     def onFailed(self, sentence: str) -> None:
         """Say why; the scene is as it was."""
-        self.controls.fail(sentence, self.controls.job.details)
+        self.controls.announce(sentence, self.controls.job.details)
         self.controls.update()
 
     def onCancelled(self) -> None:

@@ -1,4 +1,4 @@
-"""Looking at one run: its table whose rows jump the views, copy, export, Segment Editor. What all panels share."""
+"""Looking at one run: rows that jump the views, outlines, 3D, copy, export, Segment Editor. What all panels share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class RunReview(VTKObservationMixin):
     def __init__(self, ui: Any, parent: Any, tell: Any) -> None:
         """
         Args:
-            ui: the panel's widgets by name: ``findingsTable``, ``copyButton``, ``exportButton``, ``editButton``.
+            ui: the panel's widgets by name: ``findingsTable``, ``outlinesCheckBox``, ``show3DButton``, ``copyButton``,
+                ``exportButton``, ``editButton``.
             parent: the panel, for dialogs.
             tell: called with one sentence for the status line.
         """
@@ -46,6 +47,7 @@ class RunReview(VTKObservationMixin):
         self._toolTips: dict[str, str] = {}
         ui.findingsTable.connect("itemSelectionChanged()", self.onRowSelected)
         ui.findingsTable.connect("cellClicked(int,int)", self.onRowClicked)
+        ui.outlinesCheckBox.connect("toggled(bool)", self.onOutlines)
         ui.copyButton.connect("clicked()", self.copy)
         ui.exportButton.connect("clicked()", self.export)
         ui.editButton.connect("clicked()", self.editInSegmentEditor)
@@ -73,10 +75,12 @@ class RunReview(VTKObservationMixin):
         if node is not self.node:
             self._ids = []  # a row that was selected in another run says nothing of this one
         self.node = node
+        self.ui.show3DButton.setSegmentationNode(node)
         if node is not None:
             for event in (slicer.vtkSegmentation.SegmentAdded, slicer.vtkSegmentation.SegmentRemoved,
                           slicer.vtkSegmentation.SegmentModified):
                 self.addObserver(node, event, self._onSceneChanged)
+            self.addObserver(node, node.DisplayModifiedEvent, self._onDisplayChanged)
             self.addObserver(slicer.mrmlScene, slicer.mrmlScene.NodeRemovedEvent, self._onSceneChanged)
         self.refresh()
 
@@ -107,10 +111,15 @@ class RunReview(VTKObservationMixin):
         """Show what the scene holds; switch off what has no node."""
         with self.quietly():
             self._fillTable()
+            self._showOutlines()
             for button in ("copyButton", "exportButton"):
                 self.enable(button, self.table() is not None,
                             _("The run's table is not in the scene.") if self.node is not None else self.noRun())
             self.enable("editButton", self.node is not None, self.noRun())
+            segments = self.node.GetSegmentation().GetNumberOfSegments() if self.node is not None else 0
+            for name in ("outlinesCheckBox", "show3DButton"):
+                self.enable(name, segments > 0,
+                            _("The run has no segments.") if self.node is not None else self.noRun())
             self.refreshMore()
 
     def enable(self, name: str, can: bool, why: str) -> None:
@@ -148,6 +157,14 @@ class RunReview(VTKObservationMixin):
         if not self.updating:
             self.refresh()
 
+    def _onDisplayChanged(self, caller: Any, event: str) -> None:
+        """Somebody may have shown or hidden the segmentation; much else changes its display, and often."""
+        with self.quietly():
+            self._showOutlines()
+
+    def _showOutlines(self) -> None:
+        self.ui.outlinesCheckBox.checked = self.node is not None and bool(self.node.GetDisplayVisibility())
+
     # Rows
 
     def currentRow(self) -> int:
@@ -183,6 +200,11 @@ class RunReview(VTKObservationMixin):
         self.onRowSelected()
 
     # Display
+
+    def onOutlines(self, shown: bool) -> None:
+        """Show or hide the run's segmentation, when the user asks for it."""
+        if not self.updating and self.node is not None:
+            self.node.SetDisplayVisibility(shown)
 
     def onOverlay(self, node: Any, shown: bool) -> None:
         """Show or hide a volume of the run as overlay, when the user asks for it."""

@@ -45,28 +45,32 @@ class Finding:
         segment_id: its identifier in the segmentation node.
         name: what people read.
         status: "", ``accepted`` or ``rejected``.
-        center_ras: a world point inside or near its middle, mm; None when it has no voxels.
         row: its row of the table, empty when there is none.
     """
 
     segment_id: str
     name: str
     status: str
-    center_ras: tuple[float, float, float] | None
     row: Mapping[str, Any]
 
 
 def findings(node: Any, table: Any = None) -> list[Finding]:
-    """All segments of a run with their rows, in the order of the segments."""
+    """All segments of a run with their rows, in the order of the segments.
+
+    Fast enough for every key that a reviewer presses: no voxel is looked at, as :func:`center_of` does.
+    """
     table = table or _table(node)
     rows = {row.get(SEGMENT_ID): row for row in read_table(table)} if table is not None else {}
     return [Finding(segment_id, node.GetSegmentation().GetSegment(segment_id).GetName(), status_of(node, segment_id),
-                    center_of(node, segment_id), rows.get(segment_id, {}))
+                    rows.get(segment_id, {}))
             for segment_id in node.GetSegmentation().GetSegmentIDs()]
 
 
 def center_of(node: Any, segment_id: str) -> tuple[float, float, float] | None:
-    """The middle of a segment in world RAS, mm, where it now lies; None when it has no voxels."""
+    """A point inside or near the middle of a segment, world RAS, mm, where it now lies; None when it has no voxels.
+
+    Takes as long as the segments' labelmap is large.
+    """
     image = node.GetSegmentation().GetSegment(segment_id).GetRepresentation("Binary labelmap")
     if image is None or image.IsEmpty():
         return None

@@ -33,7 +33,8 @@ def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, 
         results: what the engine returned; volumes and labelmaps on the input's grid.
         input_node: the volume node that the task ran on; nodes take its IJK-to-RAS matrix and its parent transform.
         inputs: further nodes that the task was given, by role (``lungs``), kept as node references.
-        show: show the results in the slice views, in place of earlier runs of the task on the same scan.
+        show: show the results in the slice views, in place of earlier runs of the task on the same scan; if not, the
+            new segmentations are hidden, and nothing that is shown changes.
         closed_surface: also make the surface of each segment, for 3D views; takes longer.
         progress: called between nodes.
 
@@ -89,8 +90,11 @@ def results_to_scene(results: Results, input_node: Any, *, inputs: Mapping[str, 
         if show:
             transaction.on_undo(_views_as_they_are())
             display.show_in_views(input_node, nodes.get("counterfactual"), nodes.get(_RESIDUAL))
-            for stem in results.segmentations:
+        for stem in results.segmentations:
+            if show:
                 display.hide_earlier_runs(nodes[f"{stem}_segmentation"])
+            else:
+                nodes[f"{stem}_segmentation"].SetDisplayVisibility(False)
     return nodes
 
 

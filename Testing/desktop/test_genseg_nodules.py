@@ -81,6 +81,11 @@ class GenSegNodulesDesktopTest(unittest.TestCase):
         for name in TASK_PARAMETERS:
             self.assertEqual(getattr(node, name), NoduleTask.parameters()[name].default, name)
 
+    def test_a_slider_has_its_own_decimals(self):
+        """CTK's sliders take those of their neighbours if they are let: "150.00 HU"."""
+        for name, decimals in {"threshold": 0, "fade": 2, "guidance": 1, "start": 2}.items():
+            self.assertEqual(getattr(self.ui, f"{name}Slider").decimals, decimals, name)
+
     def test_panel_and_parameter_node_agree(self):
         """What is set on one side is seen on the other."""
         scan = add_scan()
@@ -91,6 +96,16 @@ class GenSegNodulesDesktopTest(unittest.TestCase):
         self.assertEqual(node.steps, 5)
         node.guidance = 2.5
         self.assertAlmostEqual(self.ui.guidanceSlider.value, 2.5)
+
+    def test_in_place_of_a_deleted_mask_nothing_is_chosen(self):
+        """Qt would choose its neighbour in the list, and the neighbour would be the lung mask from then on."""
+        masks = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name) for name in ("A", "B", "C")]
+        for mask in masks[1:]:  # in the middle of the list, and at its end
+            self.ui.lungsSelector.setCurrentNode(mask)
+            self.assertIs(self.widget.logic.getParameterNode().lungs, mask)
+            slicer.mrmlScene.RemoveNode(mask)
+            self.assertIsNone(self.widget.logic.getParameterNode().lungs)
+            self.assertIsNone(self.ui.lungsSelector.currentNode())
 
     def test_preflight_says_what_it_sees(self):
         """No scan: why Apply is off; a scan: modality and grid."""
@@ -119,6 +134,22 @@ class GenSegNodulesDesktopTest(unittest.TestCase):
             path = Path(folder) / "findings.csv"
             self.widget.review.exportTo(str(path))
             self.assertEqual(len(path.read_text(encoding="utf-8").splitlines()), 3)
+
+    def test_outlines_and_surfaces_come_and_go(self):
+        """The box and the button of the run that is chosen; without one both are off."""
+        box, button = self.ui.outlinesCheckBox, self.ui.show3DButton
+        self.assertFalse(box.enabled or button.enabled)
+        segmentation = add_run(add_scan())["nodules_segmentation"]
+        self.ui.resultSelector.setCurrentNode(segmentation)
+        self.assertTrue(box.enabled and box.checked and button.enabled)
+        box.checked = False
+        self.assertFalse(segmentation.GetDisplayVisibility())
+        segmentation.SetDisplayVisibility(True)
+        self.assertTrue(box.checked)
+        for wanted in (True, False):
+            button.click()
+            self.assertEqual(segmentation.GetSegmentation().ContainsRepresentation("Closed surface"), wanted)
+            self.assertEqual(button.checked, wanted)
 
     def test_closing_the_scene_empties_the_panel(self):
         """Nothing of a closed scene stays, and nothing fails."""

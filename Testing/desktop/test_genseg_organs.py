@@ -110,6 +110,22 @@ class GenSegOrgansDesktopTest(unittest.TestCase):
         self.ui.sourceFreeCheckBox.checked = True
         self.assertIn("labels not used", self.ui.casesList.item(0).text())
 
+    def test_outlines_and_surfaces_come_and_go(self):
+        """The box and the button of the run that is chosen; without one both are off."""
+        box, button = self.ui.outlinesCheckBox, self.ui.show3DButton
+        self.assertFalse(box.enabled or button.enabled)
+        segmentation = add_run(add_scan())["organs_segmentation"]
+        self.ui.resultSelector.setCurrentNode(segmentation)
+        self.assertTrue(box.enabled and box.checked and button.enabled)
+        box.checked = False
+        self.assertFalse(segmentation.GetDisplayVisibility())
+        segmentation.SetDisplayVisibility(True)
+        self.assertTrue(box.checked)
+        for wanted in (True, False):
+            button.click()
+            self.assertEqual(segmentation.GetSegmentation().ContainsRepresentation("Closed surface"), wanted)
+            self.assertEqual(button.checked, wanted)
+
     def test_closing_the_scene_empties_the_panel(self):
         """Nothing of a closed scene stays, and nothing fails."""
         self.ui.resultSelector.setCurrentNode(add_run(add_scan())["organs_segmentation"])

@@ -47,11 +47,11 @@ class Walkthrough:
     Attributes:
         module: the module's name.
         sample: kind of the sample phantom.
-        segmentationKey, overlayKey: of a run's nodes.
+        overlayKey: of the run's volume that is laid over the scan.
         many: steps of a job that is long enough to be interrupted.
     """
 
-    module = sample = segmentationKey = overlayKey = ""
+    module = sample = overlayKey = ""
     many = 1
 
     def __init__(self, folder: Path, small: bool, bundle: str | None) -> None:
@@ -129,15 +129,18 @@ class Walkthrough:
 
     def apply(self) -> None:
         """Apply, and look at what came."""
+        from GenSegScene import runs
+
         self.ui.stepsSpinBox.value = 2
         before = self.nodes()
         self.start()
         self.waitForEnd()
         job = self.widget.controls.job
         check(job.state == "done", f"The job ended as {job.state}: {job.error}")
-        self.segmentation = job.nodes[self.segmentationKey]
+        self.segmentation = self.widget.review.node
         new = [node for node in self.nodes() if node not in before]
-        check(all(node in new for node in job.nodes.values()), "A node of the run is not in the scene.")
+        related = [runs.related(self.segmentation, key) for key in (self.widget.review.tableKey, self.overlayKey)]
+        check(all(node in new for node in [self.segmentation, *related]), "A node of the run is not in the scene.")
         check(self.ui.findingsTable.rowCount == self.segmentation.GetSegmentation().GetNumberOfSegments(),
               "The table does not have a row for each segment.")
         check(self.ui.findingsTable.rowCount > 0, "Nothing was found.")
@@ -247,7 +250,7 @@ class NoduleWalkthrough(Walkthrough):
     """A session with the nodule panel."""
 
     module, sample = "GenSegNodules", "chest"
-    segmentationKey, overlayKey = "nodules_segmentation", "residual"
+    overlayKey = "residual"
     many = 60
 
     def smallScan(self) -> Any:
@@ -309,7 +312,7 @@ class OrganWalkthrough(Walkthrough):
     """A session with the organ panel."""
 
     module, sample = "GenSegOrgans", "abdomen-ct"
-    segmentationKey, overlayKey = "organs_segmentation", "confidence"
+    overlayKey = "confidence"
     many = 50
 
     def smallScan(self) -> Any:

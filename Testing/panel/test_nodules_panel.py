@@ -83,6 +83,11 @@ def test_every_control_of_a_parameter_has_the_tasks_range_and_tool_tip(panel):
     assert ui.bundleCombo.toolTip == NoduleTask.parameters()["bundle"].metadata["help"]
 
 
+def test_a_slider_has_its_own_decimals_and_not_its_neighbours(panel):
+    decimals = {"threshold": 0, "fade": 2, "guidance": 1, "start": 2, "probability": 2, "evidence": 2}
+    assert {name: getattr(panel.ui, f"{name}Slider").decimals for name in decimals} == decimals
+
+
 def test_what_the_user_sets_is_what_the_task_gets(panel, chest):
     panel.ui.inputSelector.setCurrentNode(chest)
     panel.ui.stepsSpinBox.value = 1
@@ -132,6 +137,42 @@ def test_chosen_spots_without_a_point_are_doubted_until_one_is_placed(panel, che
     slicer.mrmlScene.RemoveNode(others)
     assert "holds no point" not in panel.ui.preflightLabel.text
     assert not any(observed is others for observed, *_ in panel.Observations)
+
+
+@pytest.mark.parametrize(("parameter", "selector", "kind"), [
+    ("inputVolume", "inputSelector", "vtkMRMLScalarVolumeNode"),
+    ("seedPoints", "seedSelector", "vtkMRMLMarkupsFiducialNode"),
+    ("lungs", "lungsSelector", "vtkMRMLSegmentationNode"),
+    ("lungs", "lungsSelector", "vtkMRMLLabelMapVolumeNode")])
+@pytest.mark.parametrize("entered", [True, False])
+def test_in_place_of_a_deleted_node_nothing_is_chosen(panel, parameter, selector, kind, entered):
+    first, chosen, last = (slicer.mrmlScene.AddNewNodeByClass(kind, name) for name in ("First", "Chosen", "Last"))
+    widget = getattr(panel.ui, selector)
+    for node in (chosen, last):  # the row in the middle, and the last one
+        widget.setCurrentNode(node)
+        assert getattr(panel._parameterNode, parameter) is node
+        if not entered:
+            slicer.util.selectModule("SegmentEditor")
+        slicer.mrmlScene.RemoveNode(node)
+        assert widget.currentNode() is None and getattr(panel.logic.getParameterNode(), parameter) is None
+        slicer.util.selectModule("GenSegNodules")
+        if parameter != "inputVolume":  # which is chosen when a user comes with none
+            assert widget.currentNode() is getattr(panel._parameterNode, parameter) is None
+    assert slicer.mrmlScene.IsNodePresent(first)
+
+
+def test_the_lists_of_the_desktop_choose_the_neighbour_of_a_deleted_node(panel):
+    from panel_stand_in import widgets
+
+    nodes = [slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name) for name in "abc"]
+    box = widgets.qMRMLNodeComboBox()
+    box.setProperty("nodeTypes", ["vtkMRMLSegmentationNode"])
+    box.setMRMLScene(slicer.mrmlScene)
+    box.setCurrentNode(nodes[1])
+    for node, neighbour in ((nodes[1], nodes[2]), (nodes[2], nodes[0]), (nodes[0], None)):
+        assert box.currentNode() is node
+        slicer.mrmlScene.RemoveNode(node)
+        assert box.currentNode() is neighbour
 
 
 def test_a_lung_mask_limits_the_search(panel, chest):
@@ -251,7 +292,7 @@ def test_findings_are_worked_through_by_keys_and_kept(done):
     node, table = done.review.node, done.ui.findingsTable
     assert done.review.currentRow() == 0  # the first finding is shown at once
     slice_node = slicer.util.getNodesByClass("vtkMRMLSliceNode")[0]
-    middle = pytest.approx(findings.findings(node)[0].center_ras[2], abs=2.0)
+    middle = pytest.approx(findings.center_of(node, node.GetSegmentation().GetNthSegmentID(0))[2], abs=2.0)
     assert slice_node.GetSliceToRAS().GetElement(2, 3) == middle
     display.jump_to((0.0, 0.0, 0.0))
     done.review.goTo(0)  # selected already, but the views have moved
@@ -269,6 +310,22 @@ def test_findings_are_worked_through_by_keys_and_kept(done):
     assert done.review.currentRow() == 1
     done.ui.thresholdSlider._object.drag(885.0)
     assert findings.status_of(node, second) == "rejected"  # a reviewed finding is never replaced
+
+
+def test_a_key_looks_for_the_middle_of_no_segment_but_the_one_it_goes_to(done, monkeypatch):
+    """It takes long in a large scan, and a key is answered within 100 ms."""
+    segment, *_others = done.review.node.GetSegmentation().GetSegmentIDs()
+    looked, center_of = [], findings.center_of
+    monkeypatch.setattr(findings, "center_of", lambda node, segment: looked.append(segment) or center_of(node, segment))
+    done.review.refresh()
+    assert looked == []
+    done.review.goTo(0)
+    assert set(looked) == {segment}
+    looked.clear()
+    for action in (done.review.next, done.review.previous, done.review.accept, done.review.reject):
+        action()
+        assert len(looked) == 1
+        looked.clear()
 
 
 def test_a_click_jumps_to_the_selected_row_too(done):
@@ -410,6 +467,19 @@ def test_a_closed_scene_is_not_held_by_the_finished_job(done):
     assert job() is None and held() is None and done.ui.statusLabel.text == ""
 
 
+@pytest.mark.parametrize("entered", [True, False])
+def test_a_deleted_run_is_not_held(done, entered):
+    if not entered:  # as in the module Data, where nodes are deleted
+        slicer.util.selectModule("SegmentEditor")
+    keys = ("residual", "counterfactual", "nodules_table")
+    held = [weakref.ref(done.review.related(key)) for key in keys] + [weakref.ref(done.review.node)]
+    for key in keys:
+        slicer.mrmlScene.RemoveNode(done.review.related(key))
+    slicer.mrmlScene.RemoveNode(done.review.node)
+    gc.collect()
+    assert [node() for node in held] == [None] * 4
+
+
 def test_a_cancelled_job_does_not_hold_the_scan(panel, chest):
     panel.ui.inputSelector.setCurrentNode(other_patient(chest))
     held = weakref.ref(panel.ui.inputSelector.currentNode())
@@ -459,6 +529,54 @@ def test_fade_overlay_and_side_by_side(done):
     assert shown[display.COUNTERFACTUAL_VIEW] == done.review.related("counterfactual").GetID()
     done.ui.sideBySideButton.click()
     assert layout.GetViewArrangement() == before
+
+
+def test_outlines_are_hidden_and_shown_and_followed(done):
+    first, box = done.review.node, done.ui.outlinesCheckBox
+    assert box.enabled and box.checked and first.GetDisplayVisibility()
+    box.checked = False
+    assert not first.GetDisplayVisibility()
+    first.SetDisplayVisibility(True)  # in another module
+    assert box.checked
+    first.GetDisplayNode().SetVisibility(False)
+    assert not box.checked
+    assert apply_and_wait(done).state == "done"
+    second = done.review.node
+    assert box.checked and second is not first
+    done.ui.resultSelector.setCurrentNode(first)
+    assert not box.checked and second.GetDisplayVisibility() and not first.GetDisplayVisibility()
+    second.SetDisplayVisibility(False)  # not the run that is looked at
+    first.SetDisplayVisibility(True)
+    assert box.checked
+
+
+def test_surfaces_are_of_the_run_that_is_chosen(done):
+    node, button = done.review.node, done.ui.show3DButton
+
+    def surfaces():
+        return [node.GetClosedSurfaceInternalRepresentation(segment) is not None
+                for segment in node.GetSegmentation().GetSegmentIDs()]
+
+    assert button.enabled and not button.checked and surfaces() == [False, False]
+    button.click()
+    assert surfaces() == [True, True]
+    done.ui.thresholdSlider._object.drag(200.0)
+    assert button.checked and surfaces() == [True, True]
+    button.click()
+    assert surfaces() == [False, False]
+
+
+def test_without_a_segment_there_is_nothing_to_show(done):
+    node, controls = done.review.node, (done.ui.outlinesCheckBox, done.ui.show3DButton)
+    own = [widget.toolTip for widget in controls]
+    node.GetSegmentation().RemoveAllSegments()
+    assert [(widget.enabled, widget.toolTip) for widget in controls] == [(False, "The run has no segments.")] * 2
+    done.ui.resultSelector.setCurrentNode(None)
+    assert done.ui.show3DButton.segmentationNode() is None and not done.ui.outlinesCheckBox.checked
+    for widget in controls:
+        assert not widget.enabled and "press Apply" in widget.toolTip
+    assert apply_and_wait(done).state == "done"
+    assert [widget.toolTip for widget in controls] == own and all(widget.enabled for widget in controls)
 
 
 def test_copy_and_export_and_segment_editor(done, tmp_path):
@@ -572,6 +690,46 @@ def test_opening_the_module_leaves_the_views_alone(done, chest):
     done.review.node.SetDisplayVisibility(False)
     before = shown()
     slicer.util.selectModule("SegmentEditor")
+    slicer.util.selectModule("GenSegNodules")
+    assert done.review.node is not None and shown() == before
+
+
+def test_a_job_that_ends_while_the_user_is_elsewhere_leaves_the_views_alone(done, chest, monkeypatch):
+    from panel_stand_in.pythonqt import PythonQtObject
+    from PySide6 import QtWidgets
+
+    first, other, window = done.review.node, other_patient(chest), QtWidgets.QMainWindow()
+    done.ui.stepsSpinBox.value = 10
+    done.ui.applyButton.click()
+    slicer.util.selectModule("SegmentEditor")
+    display.show_in_views(other)
+    before = shown()
+    assert first.GetDisplayVisibility()
+    with monkeypatch.context() as patched:
+        patched.setattr(slicer.util, "mainWindow", lambda: PythonQtObject(window))
+        wait_for(lambda: not done.controls.busy)
+    assert done.controls.job.state == "done" and shown() == before
+    assert window.statusBar().currentMessage() == "GenSeg: 2 nodules."
+    slicer.util.selectModule("GenSegNodules")
+    second = done.review.node
+    assert second is not first and shown() == (layers(second), {second.GetName()})
+    assert done.ui.residualCheckBox.checked and done.review.currentRow() == 0
+    display.show_in_views(other)
+    first.SetDisplayVisibility(True)
+    before = shown()
+    slicer.util.selectModule("SegmentEditor")
+    slicer.util.selectModule("GenSegNodules")
+    assert shown() == before
+
+
+def test_a_run_that_nobody_saw_is_not_looked_for_in_the_next_scene(done, tmp_path):
+    slicer.util.saveScene(str(tmp_path / "scene.mrb"))
+    done.ui.applyButton.click()
+    slicer.util.selectModule("SegmentEditor")
+    wait_for(lambda: not done.controls.busy)
+    slicer.util.loadScene(str(tmp_path / "scene.mrb"))
+    display.show_residual(None)
+    before = shown()
     slicer.util.selectModule("GenSegNodules")
     assert done.review.node is not None and shown() == before
 

@@ -210,7 +210,10 @@ def test_outlines_of_earlier_runs_of_the_task_on_the_same_scan_are_hidden(plain_
     results.provenance["task"] = "organs"
     organs = results_to_scene(results, plain_chest)["nodules_segmentation"]
     results.provenance["task"] = "nodules"
-    results_to_scene(results, plain_chest, show=False)
+    before = [composite.GetForegroundVolumeID() for composite in display.composites()]
+    unseen = results_to_scene(results, plain_chest, show=False)["nodules_segmentation"]
+    assert first.GetDisplayVisibility() and not unseen.GetDisplayVisibility()
+    assert before == [composite.GetForegroundVolumeID() for composite in display.composites()]
     spots = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Spots")
     results_to_scene(results, plain_chest, inputs={"seed_points": spots})
     assert first.GetDisplayVisibility()

@@ -7,6 +7,8 @@ anything that the desktop does not have. MRML below them is real.
 
 from __future__ import annotations
 
+import enum
+import warnings
 from typing import Any
 
 import slicer
@@ -35,9 +37,10 @@ class _SceneWidget(QtWidgets.QWidget):
                 self._scene.RemoveObserver(tag)
         self._scene, self._observers = scene, []
         if scene is not None:
-            for event in (slicer.vtkMRMLScene.NodeAboutToBeRemovedEvent, slicer.vtkMRMLScene.EndCloseEvent,
-                          slicer.vtkMRMLScene.EndImportEvent):
-                self._observers.append(scene.AddObserver(event, self._heard))
+            events = slicer.vtkMRMLScene
+            for event, priority in ((events.NodeAboutToBeRemovedEvent, -10.0), (events.EndCloseEvent, 0.0),
+                                    (events.EndImportEvent, 0.0)):  # the priorities of qMRMLSceneModel
+                self._observers.append(scene.AddObserver(event, self._heard, priority))
         self._sceneChanged()
 
     def mrmlScene(self) -> Any:
@@ -117,8 +120,12 @@ class qMRMLNodeComboBox(_SceneWidget):
         self.setCurrentNode(node)
         self.nodeActivated.emit(self._node)
 
+    def _nodes(self) -> list[Any]:
+        nodes = [self._scene.GetNthNode(index) for index in range(self._scene.GetNumberOfNodes())]
+        return [node for node in nodes if self._accepts(node)]
+
     def nodeCount(self) -> int:
-        return sum(self._accepts(self._scene.GetNthNode(index)) for index in range(self._scene.GetNumberOfNodes()))
+        return len(self._nodes())
 
     def addNode(self) -> Any:
         node = self._scene.AddNewNodeByClass(self.nodeTypes[0], self._scene.GenerateUniqueName(self.baseName or "Node"))
@@ -129,10 +136,50 @@ class qMRMLNodeComboBox(_SceneWidget):
         self._nodeRemoved(None)
 
     def _nodeRemoved(self, node: Any) -> None:
-        gone = self._node is not None and (self._scene is None or node is self._node
-                                           or not self._scene.IsNodePresent(self._node))
-        if gone:
+        if node is not None and node is self._node and not self._scene.IsClosing():
+            # As on the desktop: when a chosen row goes, Qt chooses the one that takes its place, or else the last one.
+            row, others = self._nodes().index(node), [other for other in self._nodes() if other is not node]
+            self.setCurrentNode(others[min(row, len(others) - 1)] if others else None)
+        elif self._node is not None and (self._scene is None or not self._scene.IsNodePresent(self._node)):
             self.setCurrentNode(None)
+
+
+class qMRMLSegmentationShow3DButton(QtWidgets.QPushButton):
+    """Makes the surfaces of a segmentation, or removes them, and follows both when others do it."""
+
+    def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
+        super().__init__("Show 3D", parent)
+        self._node: Any = None
+        self._observers: list[int] = []
+        self.setCheckable(True)
+        self.toggled.connect(self._toggled)
+        self.updateWidgetFromMRML()
+
+    def segmentationNode(self) -> Any:
+        return self._node
+
+    def setSegmentationNode(self, node: Any) -> None:
+        for tag in self._observers:
+            self._node.RemoveObserver(tag)
+        events = slicer.vtkSegmentation
+        self._node, self._observers = node, [] if node is None else [
+            node.AddObserver(event, self.updateWidgetFromMRML)
+            for event in (vtk.vtkCommand.ModifiedEvent, events.SegmentAdded, events.SegmentRemoved,
+                          events.ContainedRepresentationNamesModified)]
+        self.updateWidgetFromMRML()
+
+    def updateWidgetFromMRML(self, caller: Any = None, event: Any = None) -> None:
+        segmentation = self._node.GetSegmentation() if self._node is not None else None
+        self.setEnabled(segmentation is not None and segmentation.GetNumberOfSegments() > 0)
+        if segmentation is not None:  # without one, what was checked stays so
+            blocked = self.blockSignals(True)
+            surface = slicer.vtkSegmentationConverter.GetSegmentationClosedSurfaceRepresentationName()
+            self.setChecked(segmentation.ContainsRepresentation(surface))
+            self.blockSignals(blocked)
+
+    def _toggled(self, on: bool) -> None:
+        if self._node is not None:
+            self._node.CreateClosedSurfaceRepresentation() if on else self._node.RemoveClosedSurfaceRepresentation()
 
 
 class qSlicerMarkupsPlaceWidget(_SceneWidget):
@@ -189,13 +236,23 @@ class ctkCollapsibleButton(QtWidgets.QWidget):
     collapsed = Property(bool, lambda self: getattr(self, "_collapsed", False), _setCollapsed)
 
 
+# PySide6 warns that it cannot know the flags of a class that is still being made, and then knows them.
+warnings.filterwarnings("ignore", message="libpyside: .* Invalid property type \"ctkSliderWidget::SynchronizeSiblings")
+
+
 class ctkSliderWidget(QtWidgets.QWidget):
-    """A slider with a spin box. Without tracking, ``valueChanged`` comes on release and ``valueIsChanging`` before."""
+    """A slider with a spin box. Without tracking, ``valueChanged`` comes on release and ``valueIsChanging`` before.
+
+    As on the desktop, sliders in one widget all take the decimals that one of them is given, unless told not to.
+    """
+
+    @QtCore.QFlag
+    class SynchronizeSiblings(enum.Flag):
+        NoSynchronize, SynchronizeWidth, SynchronizeDecimals = 0, 1, 2
 
     valueChanged = Signal(float)
     valueIsChanging = Signal(float)
 
-    decimals = _plain(int, "decimals", 2)
     singleStep = _plain(float, "singleStep", 1.0)
     pageStep = _plain(float, "pageStep", 10.0)
     suffix = _plain(str, "suffix", "")
@@ -205,6 +262,22 @@ class ctkSliderWidget(QtWidgets.QWidget):
     def __init__(self, parent: QtWidgets.QWidget | None = None) -> None:
         super().__init__(parent)
         self._minimum, self._maximum, self._value = 0.0, 99.0, 0.0
+        self._decimals, self._synchronized = 2, ~self.SynchronizeSiblings.NoSynchronize
+
+    def _setDecimals(self, decimals: int) -> None:
+        self._decimals, together = decimals, self.SynchronizeSiblings.SynchronizeDecimals
+        if self.parent() is not None and together in self._synchronized:
+            for sibling in self.parent().findChildren(ctkSliderWidget):
+                if together in sibling._synchronized:
+                    sibling._decimals = decimals
+
+    def _setSynchronized(self, flags: SynchronizeSiblings) -> None:
+        self._synchronized = flags
+        self._setDecimals(self._decimals)
+
+    decimals = Property(int, lambda self: self._decimals, _setDecimals)
+    synchronizeSiblings = Property("ctkSliderWidget::SynchronizeSiblings", lambda self: self._synchronized,
+                                   _setSynchronized)
 
     def setValue(self, value: float) -> None:
         value = round(min(max(float(value), self._minimum), self._maximum), self.decimals)
@@ -234,8 +307,8 @@ class ctkSliderWidget(QtWidgets.QWidget):
         self.setValue(values[-1])
 
 
-CUSTOM = (qMRMLWidget, qSlicerScriptedLoadableModuleWidget, qMRMLNodeComboBox, qSlicerMarkupsPlaceWidget,
-          ctkCollapsibleButton, ctkSliderWidget)
+CUSTOM = (qMRMLWidget, qSlicerScriptedLoadableModuleWidget, qMRMLNodeComboBox, qMRMLSegmentationShow3DButton,
+          qSlicerMarkupsPlaceWidget, ctkCollapsibleButton, ctkSliderWidget)
 
 
 class UiLoader(QtCore.QObject):
