@@ -232,7 +232,10 @@ def test_without_the_pytorch_extension_it_says_what_to_install(fresh, monkeypatc
 
 
 def test_in_the_console_it_says_what_is_missing(fresh, service, chest):
-    logic = sys.modules["GenSegNodules"].GenSegNodulesLogic(service)
+    panel_stand_in.add_module(MODULE)
+    from GenSegNodules import GenSegNodulesLogic
+
+    logic = GenSegNodulesLogic(service)
     with pytest.raises(GenSegError, match=r"monai, fastapi\. Press Apply in its panel"):
         logic.run(chest)
     assert fresh.questions == [] and not service.jobs
