@@ -175,7 +175,7 @@ class Adaptation:
             self._end("done")
             self._onFinished(word["bundle"], word["messages"])
         else:
-            details = self._log.read_text(encoding="utf-8", errors="replace")
+            details = _text(self._log)
             self._end("failed")
             self._onFailed(word.get("error") or _("Learning ended unexpectedly (exit code {code}); no model was "
                                                   "written.").format(code=code), details)
@@ -236,10 +236,7 @@ class Adaptation:
 
     def _word(self, index: int) -> dict[str, Any]:
         """What the process has said, 0 first and -1 last; empty where it has said nothing or its file is gone."""
-        try:
-            lines = self._said.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last may be cut
-        except OSError:
-            return {}
+        lines = _text(self._said).split("\n")[:-1]  # the last may be cut
         words = [line for line in lines if line.startswith("{")]  # a library may print, too
         return json.loads(words[index]) if words else {}
 
@@ -253,3 +250,11 @@ class Adaptation:
         if self._process is not None:
             kill_launched(self._process, self._word(0).get("pid"))
         self._folder.cleanup()  # without its request, a process that had not said its number yet ends, too
+
+
+def _text(path: Path) -> str:
+    """What a file of the process says; nothing where somebody has tidied it away."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -38,7 +38,8 @@ class PanelJob:
     Attributes:
         state: ``running``, ``stopping``, ``done``, ``failed`` or ``cancelled``.
         fraction, message: how far it is, in [0, 1] and in words.
-        nodes: what it wrote, by key (see :func:`GenSegScene.writing.results_to_scene`); empty until it is done.
+        nodes: what it wrote, by key (see :func:`GenSegScene.writing.results_to_scene`); empty until it is done, and
+            again once a panel has shown them.
         results: what the task said, without its volumes and segmentations, which are in the scene; None until then.
         error: one sentence, when failed.
         details: what a person who looks for the reason wants to see, when failed.

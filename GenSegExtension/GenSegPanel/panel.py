@@ -116,8 +116,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.initializeParameterNode()
         if self._unseen:
             self._unseen = False
-            self.review.onChosen(self._parameterNode.result)
-            self.review.showFirst()
+            self.review.onNew()
         else:
             self.review.tellEdited()
 

@@ -99,6 +99,13 @@ class RunReview(VTKObservationMixin):
         self.refresh()
         self.tellEdited()
 
+    def onNew(self) -> None:
+        """The run was written while the user was elsewhere: show it in the views, and its first row."""
+        if self.node is not None:
+            display.show_new_run(self.node)
+        self.refresh()
+        self.showFirst()
+
     def related(self, key: str) -> Any:
         """Another node of the run (``residual``, ``input``, ``nodules_table``), or None."""
         return runs.related(self.node, key)

@@ -147,12 +147,23 @@ def show_run(segmentation: Any) -> None:
     """
     if segmentation is None or segmentation.GetAttribute(runs.RUN) is None:
         return
-    scan = runs.related(segmentation, runs.INPUT)
-    if scan is not None:
-        show_in_views(scan, runs.related(segmentation, "counterfactual"), runs.related(segmentation, "residual"))
+    _show_layers(segmentation)
     for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
         if node.GetAttribute(runs.RUN) is not None:
             node.SetDisplayVisibility(node is segmentation)
+
+
+def show_new_run(segmentation: Any) -> None:
+    """Show a run that was written without being shown, as it would have been."""
+    _show_layers(segmentation)
+    segmentation.SetDisplayVisibility(True)
+    hide_earlier_runs(segmentation)
+
+
+def _show_layers(segmentation: Any) -> None:
+    scan = runs.related(segmentation, runs.INPUT)
+    if scan is not None:
+        show_in_views(scan, runs.related(segmentation, "counterfactual"), runs.related(segmentation, "residual"))
 
 
 def hide_earlier_runs(segmentation: Any) -> None:

@@ -27,8 +27,8 @@ def check_torch(lines: Sequence[str]) -> None:
     try:
         import PyTorchUtils  # noqa: F401
     except ImportError as error:
-        raise GenSegError("PyTorch is missing: install Slicer's PyTorch extension (View > Extensions Manager), restart "
-                          "Slicer and run this again.") from error
+        raise GenSegError("PyTorch is missing or too old: install Slicer's PyTorch extension (View > Extensions "
+                          "Manager), restart Slicer and run this again.") from error
 
 
 def ensure(show_progress: bool = False) -> None:

@@ -29,6 +29,8 @@ from .folders import fetched_folder
 from .registry import Published, PublishedFile
 
 DEFAULT_HUB = "https://huggingface.co"
+DOWNLOADED = "downloaded.txt"
+"""Beside published weights: the names of those that GenSeg put there itself, one a line."""
 _TIMEOUT_SECONDS = 30
 _ATTEMPTS = 3  # a connection that breaks is taken up again this often before the user is asked
 _CHUNK_BYTES = 1 << 18
@@ -40,13 +42,11 @@ class Fetched:
 
     Attributes:
         files: role -> path on disk.
-        downloaded: those of them that were not there before.
         messages: sentences for the user: how every file was checked.
         revision: the commit that the hub named, None where it named none.
     """
 
     files: dict[str, Path] = field(default_factory=dict)
-    downloaded: list[Path] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     revision: str | None = None
 
@@ -106,7 +106,8 @@ def fetch(published: Published, progress: Progress = silent) -> Fetched:
             raise GenSegError(f"{published.name} cannot be fetched by GenSeg; {_by_hand(published, target)}.")
         else:
             _fetch_file(published, file, target, fetched, part(progress, index / count, (index + 1) / count))
-            fetched.downloaded.append(target)
+            with open(folder / DOWNLOADED, "a", encoding="utf-8") as names:
+                names.write(file.name + "\n")
         fetched.files[file.role] = target
     return fetched
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import GenSegError
 from ..progress import Progress, part, silent
 from .bundle import METADATA_PATH, Bundle, is_inside, read_bundle
-from .fetch import check_file, fetch, published_folder
+from .fetch import DOWNLOADED, check_file, fetch, published_folder
 from .folders import (
     AUTO,
     cache_folder,
@@ -106,15 +106,17 @@ def fetch_published(name: str, progress: Progress = silent) -> tuple[Bundle | No
     if published.importer is None:
         return None, published_folder(published), messages
     bundle = _convert(published, fetched.files, part(progress, 0.9, 1.0))
-    messages += _tidy(published_folder(published), fetched.downloaded)
+    messages += _tidy(published_folder(published))
     return bundle, bundle.folder, messages
 
 
-def _tidy(folder: Path, downloaded: Sequence[Path]) -> list[str]:
+def _tidy(folder: Path) -> list[str]:
     """Remove what was downloaded, for the bundle holds the same weights; what somebody put there stays, and is told."""
     with contextlib.suppress(OSError):  # one that a virus scanner still reads costs space, no result
-        for path in downloaded:
-            path.unlink()
+        for name in (folder / DOWNLOADED).read_text(encoding="utf-8").splitlines():
+            (folder / name).unlink(missing_ok=True)
+        (folder / DOWNLOADED).unlink()
+    with contextlib.suppress(OSError):  # not empty
         folder.rmdir()
     left = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     return [f"{folder} still holds {', '.join(left)}; the bundle does not need it any more."] if left else []

@@ -28,7 +28,8 @@ Point = tuple[float, float, float]
 Points = tuple[Point, ...]
 
 
-_TAKES_ANY_WORD = ("-o", "--output", "--series", "--ray", "--root", "--data", "--cache", "--sam2")
+_TAKES_ANY_WORD = ("-o", "--output", "--series", "--lungs", "--bundle", "--predictor", "--ray", "--root", "--data",
+                   "--cache", "--sam2")
 
 
 def asked_for(words: Sequence[str], names: Collection[str]) -> str | None:

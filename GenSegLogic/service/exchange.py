@@ -146,6 +146,10 @@ def _brief(shape: Sequence[int]) -> str:
     return "×".join(str(length) for length in shape[:6]) + ("…" if len(shape) > 6 else "")
 
 
+_own: set[Path] = set()
+"""The folders of this process: in a restarted container, a killed service had the same number and command line."""
+
+
 class Exchange:
     """The service's private folder. Removed with everything in it when the service ends.
 
@@ -155,6 +159,7 @@ class Exchange:
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()  # readable by this user only
+        _own.add(self.folder)
         (self.folder / OWNER_FILE).write_text(json.dumps({"pid": os.getpid(), "command": _command(os.getpid())}))
 
     def new_path(self) -> Path:
@@ -182,6 +187,7 @@ class Exchange:
 
     def remove(self) -> None:
         """Delete the folder and everything in it."""
+        _own.discard(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -212,5 +218,6 @@ def _sweep(folder: Path) -> None:
             if path.is_symlink() or (hasattr(os, "getuid") and path.stat().st_uid != os.getuid()):
                 continue
             owner = json.loads((path / OWNER_FILE).read_text())
-            if _command(int(owner["pid"])) != list(owner["command"]):
+            pid, command = int(owner["pid"]), list(owner["command"])
+            if _command(pid) != command or (pid == os.getpid() and path.resolve() not in _own):
                 shutil.rmtree(path, ignore_errors=True)

@@ -13,7 +13,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .. import tasks
 from ..bundles import list_bundles
-from ..bundles.bundle import METADATA_PATH
 from ..errors import GenSegError
 from ..provenance import plain
 from ..task import Task, parameter_type
@@ -57,7 +56,10 @@ def make_task(name: str, parameters: Mapping[str, Any]) -> Task:
         if key not in fields:
             raise GenSegError(f"{name} has no parameter {key[:60]!r}; it has {', '.join(fields)}.")
         for text in _texts(value):
-            _check_text(name, key, text)
+            if not _TEXT.fullmatch(text):
+                raise GenSegError(f"{name}: {key} must be a plain name; paths are not accepted here.")
+        if isinstance(value, str):
+            _check_name(name, value)
         try:
             values[key] = _adapter(task, key).validate_json(json.dumps(value))  # strict, yet an array makes a tuple
         except ValidationError as error:
@@ -81,9 +83,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts([*value.keys(), *value.values()])
 
 
-def _check_text(task: str, key: str, text: str) -> None:
-    """A text names something; on the command line it may be a folder, but a client's paths are not followed."""
-    if not _TEXT.fullmatch(text):
-        raise GenSegError(f"{task}: {key} must be a plain name; paths are not accepted here.")
-    if (Path(text) / METADATA_PATH).is_file() and text not in {bundle.name for bundle in list_bundles()}:
+def _check_name(task: str, text: str) -> None:
+    """Of a bundle, for one: on the command line it may be a folder, but a client's paths are not followed."""
+    if text and Path(text).exists() and text not in {bundle.name for bundle in list_bundles()}:
         raise GenSegError(f"{task}: there is no bundle {text!r}; paths are not accepted here.")

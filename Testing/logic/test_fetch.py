@@ -26,8 +26,8 @@ import torch
 
 from GenSegLogic import networks
 from GenSegLogic.bundles import find_bundle, load_bundle
-from GenSegLogic.bundles.fetch import _KeepSecure, fetch, published_folder
-from GenSegLogic.bundles.registry import Published, PublishedFile
+from GenSegLogic.bundles.fetch import DOWNLOADED, _KeepSecure, fetch, published_folder
+from GenSegLogic.bundles.registry import Published, PublishedFile, find_published
 from GenSegLogic.cli import main
 from GenSegLogic.errors import Cancelled, GenSegError
 from GenSegLogic.progress import Progress
@@ -138,7 +138,8 @@ TRUE_SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 def left_behind() -> list[str]:
     folder = published_folder(published())
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return [name for name in names if name != DOWNLOADED]
 
 
 # What arrives
@@ -351,6 +352,18 @@ def test_fetch_command_makes_a_bundle(hub: Hub, tmp_path: Path) -> None:
     hub.asked.clear()
     assert main(["bundles", "fetch", "radimagenet-resnet50"]) == 0
     assert hub.asked == []
+
+
+def test_what_an_interrupted_fetch_left_goes_with_the_next(hub: Hub, tmp_path: Path) -> None:
+    networks_file = tmp_path / "checkpoint.pt"
+    torch.save(networks.build("resnet", {}).state_dict(), networks_file)
+    hub.files["/Lab-Rasool/RadImageNet/resolve/main/ResNet50.pt"] = networks_file.read_bytes()
+    fetch(find_published("radimagenet-resnet50"))
+    folder = tmp_path / "home" / "fetched" / "radimagenet-resnet50"
+    assert (folder / "ResNet50.pt").is_file()
+    hub.asked.clear()
+    assert main(["bundles", "fetch", "radimagenet-resnet50"]) == 0
+    assert hub.asked == [] and find_bundle("radimagenet-resnet50").folder.is_dir() and not folder.exists()
 
 
 def test_what_was_put_there_by_hand_stays_where_it_is(

@@ -722,6 +722,19 @@ def test_a_job_that_ends_while_the_user_is_elsewhere_leaves_the_views_alone(done
     assert shown() == before
 
 
+def test_a_single_spot_that_nobody_saw_is_looked_at_beside_the_others(done):
+    first = done.review.node
+    spots = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Spots")
+    spots.AddControlPoint(8.0, 16.0, -20.0)
+    done.ui.seedSelector.setCurrentNode(spots)
+    done.ui.applyButton.click()
+    slicer.util.selectModule("SegmentEditor")
+    wait_for(lambda: not done.controls.busy)
+    slicer.util.selectModule("GenSegNodules")
+    second = done.review.node
+    assert second is not first and shown() == (layers(second), {first.GetName(), second.GetName()})
+
+
 def test_a_run_that_nobody_saw_is_not_looked_for_in_the_next_scene(done, tmp_path):
     slicer.util.saveScene(str(tmp_path / "scene.mrb"))
     done.ui.applyButton.click()

@@ -548,6 +548,16 @@ def test_learning_ends_without_its_request(panel, abdomen, marked):
     assert "unwanted" not in bundle_names("organs")
 
 
+def test_learning_whose_files_are_tidied_away_fails_in_a_sentence(panel, abdomen, marked):
+    add_case(panel, abdomen, marked)
+    begin_to_learn(panel, "unwanted")
+    assert panel_stand_in.process_events(60, lambda: "Learning to" in panel.ui.adaptStatusLabel.text)
+    for path in Path(panel.adaptation.adaptation._folder.name).iterdir():
+        path.unlink()
+    assert panel_stand_in.process_events(20, lambda: not panel.adaptation.busy)
+    assert "Learning ended unexpectedly" in panel.ui.adaptStatusLabel.text
+
+
 def test_the_walkthrough_is_through(organ_bundles, tmp_path):
     """The same script that plays a user in the desktop, with the real service on the random prior."""
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -193,14 +194,15 @@ def test_folders_of_killed_services_are_removed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    dead, later, other = (tmp_path / f"{PREFIX}{name}" for name in ("dead", "later", "other"))
-    for folder, content in ((dead, f'{{"pid": {gone.pid}, "command": []}}'), (other, "no JSON"),
+    dead, later, same, other = (tmp_path / f"{PREFIX}{name}" for name in ("dead", "later", "same", "other"))
+    mine = json.dumps({"pid": os.getpid(), "command": psutil.Process().cmdline()})
+    for folder, content in ((dead, f'{{"pid": {gone.pid}, "command": []}}'), (other, "no JSON"), (same, mine),
                             (later, f'{{"pid": {os.getpid()}, "command": ["genseg", "serve"]}}')):
         folder.mkdir()
         (folder / OWNER_FILE).write_text(content)
     alive = Exchange()
     try:
-        assert not dead.exists() and not later.exists()
+        assert not dead.exists() and not later.exists() and not same.exists()
         assert other.exists()  # what is not understood is left alone
         again = Exchange()
         assert alive.folder.exists() and again.folder != alive.folder

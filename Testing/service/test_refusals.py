@@ -240,8 +240,9 @@ def test_refused_jobs(client: Client, scan: Volume, changes: dict[str, Any], sai
 
 
 @pytest.mark.parametrize("text", [
-    "/etc", "../..", "..", ".", "C:\\Windows", "\\\\server\\share", "a/b", "nul\0", "~", "-o"])
+    "/etc", "../..", "..", ".", "C:\\Windows", "\\\\server\\share", "a/b", "nul\0", "~", "-o", "GenSegLogic"])
 def test_a_parameter_is_never_a_path(client: Client, scan: Volume, text: str) -> None:
+    """``GenSegLogic`` is a folder where the service was started."""
     stored = _announced(client)
     list(exchange.writing(Path(stored["path"]), scan.voxels))
     request = {"task": "steps", "parameters": {"bundle": text}, "volumes": {"image": stored["id"]}}
