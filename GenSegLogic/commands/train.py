@@ -24,7 +24,8 @@ def configure(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", type=Path,
                         help="folder of the bundle (default: the recipe's name in the folder bundles); training that "
                              "was interrupted goes on from what lies beside it")
-    parser.add_argument("--minutes", type=positive, default=90.0, help="how long to train at most (default 90)")
+    parser.add_argument("--minutes", type=positive, default=90.0,
+                        help="about how long it takes; validating and calibrating come on top (default 90)")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random numbers (default 0)")
     if asked_for(words, RECIPES) in PRIORS:
         add_device_option(parser)

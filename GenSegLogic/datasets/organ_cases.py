@@ -79,12 +79,20 @@ def pairs_in(images: Path, labels: Path, image_name: str, label_name: str) -> li
 def read_numbered(folder: Path, numbers: Mapping[int, str], modality: str | None = None) -> Iterator[OrganCase]:
     """Every ``image_N.nii.gz`` with its ``label_N.nii.gz`` anywhere below a folder, in order of N.
 
+    The labels lie beside the image, or are the only ones of that number.
+
     Raises:
         GenSegError: at the call, if there is none; while iterating, if one cannot be read.
     """
-    images = {path.parent for path in Path(folder).rglob("image_*.nii.gz")}
-    if not images:
-        raise GenSegError(f"{folder} has no image_N.nii.gz with a label_N.nii.gz beside it; choose another folder.")
-    found = [pair for parent in images for pair in pairs_in(parent, parent, "image_{}.nii.gz", "label_{}.nii.gz")]
+    labels = list(Path(folder).rglob("label_*.nii.gz"))
+    found = []
+    for image in sorted(Path(folder).rglob("image_*.nii.gz")):
+        number = image.name.removeprefix("image_").removesuffix(".nii.gz")
+        partners = [path for path in labels if path.name == f"label_{number}.nii.gz"]
+        partners = [path for path in partners if path.parent == image.parent] or partners
+        if number.isdecimal() and len(partners) == 1:
+            found.append((number, image, partners[0]))
+    if not found:
+        raise GenSegError(f"{folder} has no image_N.nii.gz with a label_N.nii.gz; choose another folder.")
     found.sort(key=lambda pair: int(pair[0]))
     return (read_pair(number, image, labels, numbers, modality) for number, image, labels in found)

@@ -37,6 +37,11 @@ def renoised(x: Tensor, noise: Tensor, t: float, noisier: float) -> Tensor:
     return keep * x + (noisier**2 - keep**2 * t**2) ** 0.5 * noise
 
 
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise of unit deviation and the shape of ``x``, the same on every device."""
+    return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
+
+
 def score(x: Tensor, velocity: Tensor, t: Time) -> Tensor:
     """Gradient of log p_t(x) = ((1 - t) v - x) / t; singular at t = 0: not finite there."""
     return ((1 - t) * velocity - x) / t

@@ -31,7 +31,7 @@ def euler(model: Velocity, x: Tensor, times: Sequence[float], callback: Callback
 
 
 def heun(model: Velocity, x: Tensor, times: Sequence[float], callback: Callback = _ignore) -> Tensor:
-    """Second-order integration: two evaluations a step; the default where there are few steps."""
+    """Second-order integration: two evaluations a step; keeps more of the variance on few steps."""
     steps = len(times) - 1
     for step in range(steps):
         t, following = times[step], times[step + 1]

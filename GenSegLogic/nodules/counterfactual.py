@@ -1,8 +1,8 @@
 """The scan without the nodule: training-free guidance of a frozen rectified flow [N, T, F].
 
-[N] Petersen et al. 2026 (arXiv 2604.08313), [T] Ye et al. 2024 (TFG), [F] Patel et al. 2025 (FlowChef's gradient
-skipping). Where they are silent, we decide ("ours"): the gate p(nodule), the latent region of interest outside
-of which the known path is kept, guidance normalised to the region's size, and guidance that may only take density away.
+[N] Petersen et al. 2026 (arXiv 2604.08313); [T] and [F] are those of :mod:`GenSegLogic.flow.guidance`. Where they are
+silent, we decide ("ours"): the latent region of interest outside of which the known path is kept, and guidance that may
+only take density away.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..flow.interpolant import clean_estimate, interpolant, noise_estimate, renoised, times
+from ..flow.guidance import guided_step
+from ..flow.interpolant import interpolant, noise_like, renoised, times
 from ..flow.samplers import invert
 from ..networks.predictors import NodulePredictor
 from .models import LatentFlow
@@ -130,9 +132,9 @@ def counterfactual(
     for step in range(guidance.steps):
         t, following = falling[step], falling[step + 1]
         for repeat in range(guidance.recurrences):
-            x_next = _guided_step(
-                flow, velocity, predictor, x, t, following, region, decoded, guidance, generator
-            )
+            objective = partial(_objective, flow, predictor, t, decoded, guidance, generator)
+            x_next = guided_step(velocity, x, t, following, objective, region, guidance.strength,
+                                 guidance.iterations, guidance.through_network)
             known = interpolant(clean, known_noise, following)
             x_next = torch.lerp(known, x_next, region)
             if repeat + 1 < guidance.recurrences:
@@ -147,48 +149,14 @@ def counterfactual(
     return Counterfactual(reconstruction, painted, before, after)
 
 
-def _guided_step(
-    flow: LatentFlow,
-    velocity: Callable[[Tensor, float], Tensor],
-    predictor: nn.Module,
-    x: Tensor,
-    t: float,
-    following: float,
-    region: Tensor,
-    decoded: tuple[slice, ...],
-    guidance: Guidance,
-    generator: torch.Generator,
-) -> Tensor:
-    """One step t -> t'."""
-    through = guidance.through_network and guidance.strength > 0
-    with torch.set_grad_enabled(through):
-        x = x.detach().requires_grad_(through)
-        v = velocity(x, t)
-        z, noise = clean_estimate(x, v, t), noise_estimate(x, v, t)
-    moved = z.detach()
-    outer = torch.zeros_like(moved)
-    if guidance.strength > 0:
-        for iteration in range(guidance.iterations):
-            source = z if through and iteration == 0 else moved.detach().requires_grad_()
-            objective = _objective(flow, predictor, source, t, decoded, guidance, generator)
-            wanted = [source, x] if source is z else [source]
-            gradients = torch.autograd.grad(objective, wanted)
-            gate = 1 - float(objective.detach().exp())
-            moved = moved + _push(gradients[0], region, gate * guidance.strength / guidance.iterations)
-            if source is z:
-                outer = _push(gradients[1], region, gate * guidance.strength) * t
-    with torch.no_grad():
-        return interpolant(moved, noise.detach(), following) + outer * (1 - following) / (1 - t)
-
-
 def _objective(
     flow: LatentFlow,
     predictor: nn.Module,
-    latent: Tensor,
     t: float,
     decoded: tuple[slice, ...],
     guidance: Guidance,
     generator: torch.Generator,
+    latent: Tensor,
 ) -> Tensor:
     """L = log mean over delta of p(no nodule | decode(z + delta)) in the decoded window."""
     part = latent[decoded]
@@ -200,15 +168,3 @@ def _objective(
             image.register_hook(lambda gradient: gradient.clamp_max(0))
         logs.append(log_no_nodule(predictor, image))
     return torch.logsumexp(torch.cat(logs), 0) - torch.log(torch.tensor(float(len(logs))))
-
-
-def _push(gradient: Tensor, region: Tensor, length: float) -> Tensor:
-    """sqrt(n) times the unit vector along the gradient inside the region, times ``length``."""
-    masked = gradient * region
-    n = region.sum() * gradient.shape[1]
-    return length * n.sqrt() * masked / masked.norm().clamp_min(1e-12)
-
-
-def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of the shape of ``x``, the same on every device."""
-    return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from GenSegLogic.errors import Cancelled
+from GenSegLogic.flow.guidance import guided_step
 from GenSegLogic.flow.interpolant import (
     clean_estimate,
     corrected_target,
@@ -262,3 +263,36 @@ def test_monais_next_timestep_is_truncated_and_ours_is_not() -> None:
     ours = euler(lambda x, t: velocity, interpolant(clean, noise, 0.667), [0.667, 0.3339])
     torch.testing.assert_close(ours, interpolant(clean, noise, 0.3339))
     torch.testing.assert_close(theirs, interpolant(clean, noise, 0.333))
+
+
+# Guidance
+
+
+def towards(direction: Tensor):
+    """log p of an estimate (1, D), the higher the farther along ``direction`` (D,)."""
+    return lambda clean: torch.nn.functional.logsigmoid(clean @ direction)
+
+
+@pytest.mark.parametrize("strength, inside", [(0.0, 1.0), (2.0, 0.0)])
+def test_guidance_of_no_strength_or_place_is_an_euler_step(strength: float, inside: float) -> None:
+    mixture, (clean, noise) = two_modes(), draws(1)
+    x, region = interpolant(clean, noise, 0.6), torch.full((1, 1), inside, dtype=clean.dtype)
+    stepped = guided_step(mixture.velocity, x, 0.6, 0.3, towards(clean[0]), region, strength)
+    torch.testing.assert_close(stepped, euler(mixture.velocity, x, [0.6, 0.3]))
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("through", [False, True])
+def test_guidance_pushes_along_the_gradient_by_what_there_is_to_gain(through: bool, iterations: int) -> None:
+    t, following, strength, direction = 0.6, 0.3, 0.01, torch.tensor([3.0, 0.0, 4.0, 0.0], dtype=torch.float64)
+    x, velocity = draws(1)
+
+    def model(x: Tensor, t: float) -> Tensor:
+        return velocity  # whatever x, so that the estimate's gradient is x's
+
+    region = torch.ones((1, 1), dtype=x.dtype)
+    pushed = guided_step(model, x, t, following, towards(direction), region, strength, iterations, through)
+    moved = pushed - euler(model, x, [t, following])
+    gate = 1 - float(torch.sigmoid(clean_estimate(x, velocity, t) @ direction))
+    length = gate * strength * math.sqrt(DIMENSIONS) * (1 - following) * (1 + (t / (1 - t) if through else 0))
+    torch.testing.assert_close(moved, length * direction[None] / 5, rtol=0.05, atol=0)
