@@ -13,7 +13,7 @@ from GenSegScene import requirements
 SERVICE_REQUIREMENTS = Path(__file__).with_name("service-requirements.txt")
 
 # Megabytes to download, of wheels for 64-bit Linux and Windows at the time of writing; the rest is below 2 MB each.
-_MEGABYTES = {"torch": 250, "monai": 2, "SimpleITK": 50, "scipy": 35, "matplotlib": 9, "numpy": 17, "pydantic": 3,
+_MEGABYTES = {"torch": 250, "monai": 2, "scipy": 35, "matplotlib": 9, "numpy": 17, "pydantic": 3,
               "transformers": 20}  # with its tokenizers, hf-xet and huggingface-hub
 _TORCH_CUDA_MEGABYTES = 2500
 

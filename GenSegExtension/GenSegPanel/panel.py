@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from slicer.util import VTKObservationMixin
 
-from GenSegScene import runs, volumes
+from GenSegScene import display, runs, volumes
 
 from . import install, parameters, preflight
 from .controls import JobControls
@@ -130,6 +130,7 @@ class TaskPanel(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.controls.job = None  # it holds the nodes that go away
             self.controls.tell("")  # which would else be read as the next patient's
         self._unseen = False
+        display.leave_side_by_side()  # while the scene still knows the layout from before
         self.review.setSegmentation(None)
         self.setParameterNode(None)
 

@@ -68,6 +68,9 @@ class FindingsReview(RunReview):
 
     def refreshMore(self) -> None:
         """Fading, overlay, layout, and the buttons for rows."""
+        for composite in display.composites():
+            if not self.hasObserver(composite, vtk.vtkCommand.ModifiedEvent, self._onViewChanged):
+                self.addObserver(composite, vtk.vtkCommand.ModifiedEvent, self._onViewChanged)
         residual, counterfactual = self.related("residual"), self.related("counterfactual")
         self.ui.fadeSlider.value = display.faded()
         self.ui.residualCheckBox.checked = residual is not None and is_shown(residual)
@@ -100,6 +103,11 @@ class FindingsReview(RunReview):
         table = self.table()
         names = [name for name in column_names(table) if name not in _HIDDEN_COLUMNS] if table is not None else []
         return sorted(names, key=lambda name: name.startswith("center_"))  # a narrow panel shows sizes first
+
+    def _onViewChanged(self, composite: Any, event: str) -> None:
+        if display.let_counterfactual_go(composite):
+            with self.quietly():
+                self.ui.fadeSlider.value = display.faded()
 
     # Rows
 

@@ -232,6 +232,25 @@ def faded() -> float:
                 if composite.GetNthLayerVolumeID(_COUNTERFACTUAL_LAYER)), default=0.0)
 
 
+def let_counterfactual_go(composite: Any) -> bool:
+    """Take a counterfactual out of a view that shows another scan than its own, as every view does once one is loaded.
+
+    Slicer then puts the new scan under it, and the counterfactual of one patient would lie on the scan of the next.
+
+    Returns:
+        Whether there was one.
+    """
+    counterfactual = slicer.mrmlScene.GetNodeByID(composite.GetNthLayerVolumeID(_COUNTERFACTUAL_LAYER) or "")
+    below = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID() or "")
+    if counterfactual is None or below is None or below is runs.related(counterfactual, runs.INPUT):
+        return False
+    if below.GetAttribute(runs.RUN) == counterfactual.GetAttribute(runs.RUN):
+        return False
+    composite.SetNthLayerVolumeID(_COUNTERFACTUAL_LAYER, None)
+    composite.SetNthLayerOpacity(_COUNTERFACTUAL_LAYER, 0.0)
+    return True
+
+
 def register_layout() -> Any:
     """Make the side-by-side layout known to the layout node, which is returned; None in a scene without one.
 
@@ -256,6 +275,7 @@ def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> 
         return
     if layout.GetViewArrangement() != SIDE_BY_SIDE:
         layout.SetAttribute(_PREVIOUS_LAYOUT, str(layout.GetViewArrangement()))
+        layout.RemoveAllMaximizedViewNodes()  # else the one that is maximised stays alone on the screen
         layout.SetViewArrangement(SIDE_BY_SIDE)
     known = True
     for composite in composites():
@@ -264,6 +284,7 @@ def enter_side_by_side(scan: Any, counterfactual: Any, residual: Any = None) -> 
             known = known and (not left or composite.GetBackgroundVolumeID() == scan.GetID())
             composite.SetLinkedControl(True)
             composite.SetHotLinkedControl(True)
+            composite.SetDoPropagateVolumeSelection(False)  # a scan that is loaded is no counterfactual
             composite.SetNthLayerVolumeID(_COUNTERFACTUAL_LAYER, None)
             composite.SetBackgroundVolumeID(_id(scan if left else counterfactual))
     show_residual(residual)
@@ -292,6 +313,7 @@ def leave_side_by_side() -> None:
     layout = register_layout()
     if layout is not None and layout.GetViewArrangement() == SIDE_BY_SIDE:
         previous = int(layout.GetAttribute(_PREVIOUS_LAYOUT) or slicer.vtkMRMLLayoutNode.SlicerLayoutFourUpView)
+        layout.RemoveAllMaximizedViewNodes()
         layout.SetViewArrangement(previous)
 
 

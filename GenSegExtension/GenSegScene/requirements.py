@@ -13,7 +13,7 @@ REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
 def missing() -> list[str]:
-    """Requirements that this Python does not meet, as pip writes them; empty where ``slicer.packaging`` is missing."""
+    """Requirements that this Python does not meet, as pip writes them; empty outside Slicer's application."""
     packaging = _packaging()
     if packaging is None:
         return []
@@ -95,9 +95,9 @@ def _is_torch(line: str) -> bool:
 
 
 def _packaging() -> Any:
-    """``slicer.packaging``, which is there in the application only."""
+    """``slicer.packaging``; None outside the application, where nothing is installed into Slicer's Python."""
     try:
         import slicer.packaging
     except ImportError:
         return None
-    return slicer.packaging
+    return slicer.packaging if getattr(slicer, "app", None) is not None else None

@@ -531,6 +531,43 @@ def test_fade_overlay_and_side_by_side(done):
     assert layout.GetViewArrangement() == before
 
 
+def load(scan):
+    """What Slicer does with the views when a scan has been loaded."""
+    application = slicer.app.applicationLogic()
+    application.GetSelectionNode().SetActiveVolumeID(scan.GetID())
+    application.PropagateVolumeSelection()
+
+
+@pytest.mark.parametrize("module", ["GenSegNodules", "SegmentEditor"])
+def test_the_next_patient_is_not_shown_under_the_last_ones_counterfactual(done, chest, module):
+    done.ui.fadeSlider._object.drag(0.5, 1.0)
+    slicer.util.selectModule(module)
+    other = other_patient(chest)
+    load(other)
+    for composite in display.composites():
+        assert composite.GetBackgroundVolumeID() == other.GetID()
+        assert composite.GetNthLayerVolumeID(composite.Layer_Last) is None
+    assert done.ui.fadeSlider.value == display.faded() == 0
+    slicer.util.selectModule("GenSegNodules")
+    done.ui.resultSelector._object.choose(done.review.node)
+    done.ui.fadeSlider._object.drag(0.5, 1.0)
+    assert shown()[0] == layers(done.review.node) and display.faded() == 1
+
+
+def test_side_by_side_each_view_keeps_what_it_is_named_after(done, chest):
+    layout = display.register_layout()
+    before = layout.GetViewArrangement()
+    layout.AddMaximizedViewNode(slicer.mrmlScene.GetFirstNodeByClass("vtkMRMLSliceNode"))
+    done.ui.sideBySideButton.click()
+    assert layout.GetNumberOfMaximizedViewNodes() == 0
+    load(other_patient(chest))
+    beside = {composite.GetLayoutName(): composite.GetBackgroundVolumeID() for composite in display.composites()}
+    assert beside[display.ORIGINAL_VIEW] == chest.GetID()
+    assert beside[display.COUNTERFACTUAL_VIEW] == done.review.related("counterfactual").GetID()
+    slicer.mrmlScene.Clear(0)
+    assert layout.GetViewArrangement() == before
+
+
 def test_outlines_are_hidden_and_shown_and_followed(done):
     first, box = done.review.node, done.ui.outlinesCheckBox
     assert box.enabled and box.checked and first.GetDisplayVisibility()

@@ -169,6 +169,7 @@ def test_runs_from_the_installed_place_with_its_own_logic(tmp_path):
 def test_requirements_are_those_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = sorted(line.split("#")[0].strip() for line in project["dependencies"])
+    wanted = [line for line in wanted if not line.startswith("SimpleITK")]  # Slicer brings its own
     assert sorted(str(item) for item in slicer.packaging.load_requirements(requirements.REQUIREMENTS)) == wanted
     assert requirements.missing() == []
 
