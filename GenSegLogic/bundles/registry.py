@@ -18,6 +18,7 @@ class PublishedFile:
         path: its path in the hub's repository.
         size_bytes, sha256: None where not known.
         optional: whether GenSeg does without it; it is then not fetched.
+        about_megabytes: four bytes for every parameter of the architecture; None of files that are not used.
     """
 
     role: str
@@ -25,6 +26,7 @@ class PublishedFile:
     size_bytes: int | None
     sha256: str | None
     optional: bool
+    about_megabytes: int | None = None
 
     @property
     def name(self) -> str:

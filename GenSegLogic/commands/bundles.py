@@ -19,7 +19,7 @@ from ..bundles.install import (
     remove,
     remove_folders,
 )
-from ..bundles.registry import Published, find_published, read_registry
+from ..bundles.registry import Published, PublishedFile, find_published, read_registry
 from ..errors import GenSegError
 from .console import Console
 from .options import WrongUse, add_output_options
@@ -71,7 +71,7 @@ def _list(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         console.say(f"  unreadable: {problem}")
     console.say("Published, not here (fetch or import):")
     for entry in published:
-        console.say(f"  {entry.name:24}{_published_size(entry):>10}  {entry.licence} ({_commercial(entry)})")
+        console.say(f"  {entry.name:24}{_published_size(entry.needed):>10}  {entry.licence} ({_commercial(entry)})")
     cached = sum(folder_bytes(folder) for folder in cached_folders())
     console.say(f"Bundles that ship: {shipped_folder()}")
     console.say(f"Cache folder: {cache_folder()} ({_size(cached)}); 'genseg bundles remove --all' empties it.")
@@ -108,7 +108,7 @@ def _show_published(published: Published, console: Console) -> dict[str, Any]:
     console.say(published.licence_sentence)
     console.say(published.remarks)
     for file in published.files:
-        size = _size(file.size_bytes) if file.size_bytes is not None else "size not known"
+        size = _published_size([file]) or "size not known"
         note = ", not needed" if file.optional else ""
         console.say(f"file        {file.path} ({size}, SHA-256 {file.sha256 or 'not known'}{note})")
     if published.hub:
@@ -204,16 +204,21 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
 
 
 def _published_summary(published: Published) -> dict[str, Any]:
-    files = [{"path": file.path, "bytes": file.size_bytes, "sha256": file.sha256, "optional": file.optional}
+    files = [{"path": file.path, "bytes": file.size_bytes, "about_megabytes": file.about_megabytes,
+              "sha256": file.sha256, "optional": file.optional}
              for file in published.files]
     return {"name": published.name, "title": published.title, "hub": published.hub, "revision": published.revision,
             "files": files, "licence": published.licence, "licence_url": published.licence_url,
             "commercial_use": published.commercial_use, "by_hand": published.by_hand}
 
 
-def _published_size(published: Published) -> str:
-    sizes = [file.size_bytes for file in published.needed if file.size_bytes is not None]
-    return _size(sum(sizes)) if len(sizes) == len(published.needed) else "size ?"
+def _published_size(files: Sequence[PublishedFile]) -> str:
+    """Of all files; about, where the publisher's is not known, and empty where nothing is."""
+    known = [file.size_bytes for file in files if file.size_bytes is not None]
+    about = [file.about_megabytes for file in files if file.about_megabytes is not None]
+    if len(known) == len(files):
+        return _size(sum(known))
+    return f"~{sum(about)} MB" if len(about) == len(files) else ""
 
 
 def _commercial(published: Published) -> str:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from GenSegLogic.bundles import importers
 from GenSegLogic.bundles.bundle import is_inside, is_name
 from GenSegLogic.bundles.registry import Published, find_published, read_registry
 from GenSegLogic.errors import GenSegError
+from GenSegLogic.networks import build
+from GenSegLogic.networks.maisi import MAISI_AUTOENCODER, MAISI_VELOCITY
 
 EXPECTED = {
     "maisi-rflow-ct": ("nvidia/NV-Generate-CT", {"models/autoencoder_v1.pt", "models/diff_unet_3d_rflow-ct.pt",
@@ -47,7 +50,24 @@ def test_entries_are_complete(entry: Published) -> None:
     for file in entry.files:
         assert is_inside(file.path)
         assert file.size_bytes is None or file.size_bytes > 0
+        assert file.optional or file.size_bytes or file.about_megabytes
         assert file.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+
+
+@pytest.mark.parametrize("name, role, target, arguments", [
+    ("maisi-rflow-ct", "autoencoder", "maisi-autoencoder", MAISI_AUTOENCODER),
+    ("maisi-rflow-mr", "velocity", "maisi-velocity", MAISI_VELOCITY),
+    ("sam2.1-hiera-tiny", "weights", "sam2", {"size": "hiera-tiny"}),
+    ("sam2.1-hiera-small", "weights", "sam2", {"size": "hiera-small"}),
+    ("sam2.1-hiera-base-plus", "weights", "sam2", {"size": "hiera-base-plus"}),
+    ("sam2.1-hiera-large", "weights", "sam2", {"size": "hiera-large"}),
+    ("radimagenet-resnet50", "encoder", "resnet", {}),
+])
+def test_about_how_large_a_file_is_follows_from_its_architecture(name, role, target, arguments) -> None:
+    with torch.device("meta"):
+        parameters = sum(value.numel() for value in build(target, arguments).parameters())
+    file = next(file for file in find_published(name).files if file.role == role)
+    assert file.about_megabytes == pytest.approx(4e-6 * parameters, abs=1)
 
 
 def test_every_importer_has_its_entry() -> None:
