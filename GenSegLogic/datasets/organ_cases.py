@@ -79,17 +79,18 @@ def pairs_in(images: Path, labels: Path, image_name: str, label_name: str) -> li
 def read_numbered(folder: Path, numbers: Mapping[int, str], modality: str | None = None) -> Iterator[OrganCase]:
     """Every ``image_N.nii.gz`` with its ``label_N.nii.gz`` anywhere below a folder, in order of N.
 
-    The labels lie beside the image, or are the only ones of that number.
+    The labels lie beside the image or, alone of their number, in a folder without an image of it.
 
     Raises:
         GenSegError: at the call, if there is none; while iterating, if one cannot be read.
     """
-    labels = list(Path(folder).rglob("label_*.nii.gz"))
     found = []
     for image in sorted(Path(folder).rglob("image_*.nii.gz")):
         number = image.name.removeprefix("image_").removesuffix(".nii.gz")
-        partners = [path for path in labels if path.name == f"label_{number}.nii.gz"]
-        partners = [path for path in partners if path.parent == image.parent] or partners
+        labels = image.with_name(f"label_{number}.nii.gz")
+        partners = [labels] if labels.is_file() else [
+            path for path in Path(folder).rglob(labels.name) if not path.with_name(image.name).is_file()
+        ]
         if number.isdecimal() and len(partners) == 1:
             found.append((number, image, partners[0]))
     if not found:

@@ -45,7 +45,7 @@ def inpaint(
         callback: called after every step; may raise.
 
     Returns:
-        (1, 1, K, J, I) in [0, 1].
+        (1, 1, K, J, I) in the image's scale, not clipped to it.
     """
     velocity = flow.velocity(spacing_mm)
     clean = flow.encode(image)

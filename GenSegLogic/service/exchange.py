@@ -146,12 +146,8 @@ def _brief(shape: Sequence[int]) -> str:
     return "×".join(str(length) for length in shape[:6]) + ("…" if len(shape) > 6 else "")
 
 
-_own: set[Path] = set()
-"""The folders of this process: in a restarted container, a killed service had the same number and command line."""
-
-
 class Exchange:
-    """The service's private folder. Removed with everything in it when the service ends.
+    """The service's private folder, one a process. Removed with everything in it when the service ends.
 
     A service that was killed cannot tidy up: the next one removes folders whose owner is gone.
     """
@@ -159,7 +155,6 @@ class Exchange:
     def __init__(self) -> None:
         _sweep(Path(tempfile.gettempdir()))
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()  # readable by this user only
-        _own.add(self.folder)
         (self.folder / OWNER_FILE).write_text(json.dumps({"pid": os.getpid(), "command": _command(os.getpid())}))
 
     def new_path(self) -> Path:
@@ -187,7 +182,6 @@ class Exchange:
 
     def remove(self) -> None:
         """Delete the folder and everything in it."""
-        _own.discard(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -218,6 +212,7 @@ def _sweep(folder: Path) -> None:
             if path.is_symlink() or (hasattr(os, "getuid") and path.stat().st_uid != os.getuid()):
                 continue
             owner = json.loads((path / OWNER_FILE).read_text())
-            pid, command = int(owner["pid"]), list(owner["command"])
-            if _command(pid) != command or (pid == os.getpid() and path.resolve() not in _own):
+            pid = int(owner["pid"])
+            # Our own number is a killed service's in a container that was started again, with the same command line.
+            if pid == os.getpid() or _command(pid) != list(owner["command"]):
                 shutil.rmtree(path, ignore_errors=True)

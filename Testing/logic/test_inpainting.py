@@ -71,10 +71,9 @@ def test_the_callback_counts_to_the_end_and_cancels_within_a_step() -> None:
     image, told = with_nodule(LEVELS[0]), []
     painted(image, torch.ones_like(image), callback=lambda step, steps: told.append((step, steps)))
     assert told == [(step, STEPS) for step in range(1, STEPS + 1)]
-    stop = 1
 
     def cancel(step: int, steps: int) -> None:
-        if step == stop:
+        if step == 1:
             raise Cancelled
 
     with pytest.raises(Cancelled):

@@ -175,7 +175,7 @@ def test_amos_has_another_order_and_organs_that_are_not_ours(tmp_path: Path) -> 
 def test_numbered_pairs_below_a_folder(tmp_path: Path) -> None:
     for images, labels, number in (("a", "a", 22), ("b/images", "b/c/labels", 1)):
         write_pair(tmp_path / images / f"image_{number}.nii.gz", tmp_path / labels / f"label_{number}.nii.gz", [1, 4])
-    for name in ("a/image_7.nii.gz", "d/image_x.nii.gz", "d/label_x.nii.gz", "d/label_22.nii.gz"):  # no pair of a case
+    for name in ("a/image_7.nii.gz", "d/image_x.nii.gz", "d/label_x.nii.gz", "e/image_22.nii.gz"):  # no pair of a case
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     cases = list(read_numbered(tmp_path, NUMBERS["chaos-1234"], "MR"))

@@ -200,16 +200,17 @@ def test_folders_of_killed_services_are_removed(tmp_path: Path, monkeypatch: pyt
                             (later, f'{{"pid": {os.getpid()}, "command": ["genseg", "serve"]}}')):
         folder.mkdir()
         (folder / OWNER_FILE).write_text(content)
-    alive = Exchange()
+    script = "from GenSegLogic.service.exchange import Exchange; print(Exchange().folder, flush=True); input()"
+    places = {name: str(tmp_path) for name in ("TMPDIR", "TEMP", "TMP")}
+    alive = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             cwd=ROOT, env=os.environ | places)
     try:
-        assert not dead.exists() and not later.exists() and not same.exists()
-        assert other.exists()  # what is not understood is left alone
-        again = Exchange()
-        assert alive.folder.exists() and again.folder != alive.folder
-        again.remove()
-    finally:
-        alive.remove()
-    if os.name == "posix":
+        its_folder = Path(alive.stdout.readline().strip())
+        assert not dead.exists() and not later.exists()
         private = Exchange()
-        assert private.folder.stat().st_mode & 0o077 == 0
+        assert its_folder.exists() and private.folder != its_folder and not same.exists()
+        assert other.exists()  # what is not understood is left alone
+        assert os.name != "posix" or private.folder.stat().st_mode & 0o077 == 0
         private.remove()
+    finally:
+        alive.communicate("\n", timeout=60)

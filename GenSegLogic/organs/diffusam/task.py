@@ -55,8 +55,8 @@ class OrgansTask(Task):
     organs: tuple[str, ...] = parameter((), "Organs to segment; all that the bundle knows without any.")
     steps: int = parameter(2, "Sampling steps of the prior; more cost time.", minimum=1, maximum=50)
     samples: int = parameter(
-        2, "Members of the ensemble, each with its own random numbers, which masks and confidence are means of; more "
-        "cost time.", minimum=1, maximum=16
+        2, "Members of the ensemble, each with its own random numbers, whose mean decides the masks and enters the "
+        "confidence; more cost time.", minimum=1, maximum=16
     )
 
     def __post_init__(self) -> None:
